@@ -1,0 +1,77 @@
+/**
+ * What a device sees: iovas, some of which are translated to guest-physical memory.
+ *
+ * This is the seam between those who translate (`iommu/`) and those who must hold translations
+ * and hear of their end (`iotlb/`). Neither knows the other by name.
+ *
+ * Everything is counted in 4 KiB pages on the hot path, and every range is inclusive. A translation
+ * is the widest true range around the address: two pages are in one translation only if the same
+ * table entry, identity or window grants both.
+ */
+import type { Access, AccessBits, Gpa, Iova, Range } from '../address'
+
+/** Why an address was refused: a mnemonic, the code of the specification where there is one. */
+export interface FaultReason {
+  /** VT-d 4.1 7.1.3, table 22: the reason code, or 0 for what the specification does not number. */
+  readonly code: number
+  readonly name: string
+}
+
+export interface Translation {
+  readonly ok: true
+  /** The widest true range around the address asked for. */
+  readonly iova: Range<Iova>
+  /** Where `iova.first` is in guest-physical memory. */
+  readonly gpa: Gpa
+  /** What the tables grant, which may be more than was wanted, and never less. */
+  readonly access: Access
+}
+
+export interface Fault {
+  readonly ok: false
+  readonly iova: Iova
+  readonly reason: FaultReason
+  readonly wanted: Access
+}
+
+/** The number twin of `Translation | Fault`, reused by its caller: nothing is allocated per walk. */
+export class PageTranslation {
+  /** Inclusive page range around the page asked for. */
+  firstPage = 0
+  lastPage = 0
+  /** The guest-physical page of `firstPage`. */
+  gpaPage = 0
+  access: AccessBits = 0
+  /** The reason code when the translation failed, 0 otherwise. */
+  reason = 0
+}
+
+export type InvalidationSource = 'device-tlb' | 'iotlb' | 'context' | 'disabled'
+
+/**
+ * Who must hear of an invalidation. The call is synchronous, and its return is the completion:
+ * when it returns, nobody behind the notifier uses the old translation.
+ */
+export interface Notifier {
+  invalidate(range: Range<Iova>, source: InvalidationSource): void
+  /** The number twin, called instead of `invalidate` where it is there. Inclusive pages. */
+  invalidatePages?(firstPage: number, lastPage: number, source: InvalidationSource): void
+}
+
+/**
+ * off: no IOMMU in the path, iova is gpa. identity: the IOMMU passes requests through.
+ * translating: tables decide.
+ */
+export type AddressSpaceState = 'off' | 'identity' | 'translating'
+
+export interface AddressSpace {
+  readonly state: AddressSpaceState
+  /** Rises at each invalidation that reaches this address space, and at each change of state. */
+  readonly generation: number
+  /** A refusal is recorded where the specification says so, and returned. Never throws. */
+  translate(at: Iova, wanted: Access): Translation | Fault
+  /** The hot path: fills `out`, answers whether `wanted` is granted. Records faults likewise. */
+  translatePage(page: number, wanted: AccessBits, out: PageTranslation): boolean
+  /** Disposing ends the notifications. */
+  notify(notifier: Notifier): Disposable
+}
