@@ -1,0 +1,16 @@
+import { defineConfig } from 'vitest/config'
+
+// What runs against the real kernel: in the nested VM, or on a host with root and /dev/vhost-net.
+// One thread, one file after another: taps, interfaces and the kernel's tables are shared.
+export default defineConfig({
+  test: {
+    root: new URL('..', import.meta.url).pathname,
+    include: ['vm-tests/**/*.test.ts'],
+    exclude: ['vm-tests/vm/**', 'vm-tests/acpi/**'],
+    pool: 'threads',
+    isolate: false,
+    fileParallelism: false,
+    testTimeout: 60_000,
+    hookTimeout: 60_000,
+  },
+})
