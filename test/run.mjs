@@ -87,15 +87,15 @@ if (wants('static')) {
   ])
   await check('types', ['node_modules/typescript/bin/tsc', '-p', 'test/tsconfig.json'])
 }
-if (wants('unit')) await suite('unit tests', 'test/vitest.config.ts')
+if (wants('unit')) await suite('unit tests', 'test/vitest.config.mts')
 if (wants('vm')) {
-  await suite('the nested VM itself', 'vm-tests/vm/vitest.config.ts')
+  await suite('the nested VM itself', 'vm-tests/vm/vitest.config.mts')
   if (hostHasVhost()) {
-    await suite('VM tests on this host', 'vm-tests/vitest.config.ts')
+    await suite('VM tests on this host', 'vm-tests/vitest.config.mts')
   } else {
     for (const kernel of kernels) {
       const inside = [node, 'dist/cli/main.js', 'vm', '--kernel', kernel, '--timeout', '600', '--']
-      await suite(`VM tests on Linux ${kernel}`, 'vm-tests/vitest.config.ts', inside)
+      await suite(`VM tests on Linux ${kernel}`, 'vm-tests/vitest.config.mts', inside)
     }
   }
 }
