@@ -21,7 +21,10 @@ export class Miss {
 }
 
 export interface IotlbChannel {
-  /** How many entries the device holds before it evicts the oldest (`max_iotlb_entries`). */
+  /**
+   * How many entries the device holds before it evicts the oldest (`max_iotlb_entries`). Never
+   * below the truth: what is thought evicted is not invalidated.
+   */
   readonly limit: number
   /** Reads everything that is pending, at most 64 at a time; empty when there is none. */
   drain(): readonly Miss[]
@@ -36,6 +39,6 @@ export interface IotlbChannel {
   /** The number twins, inclusive pages; `hvaPage` is the host page of `firstPage`. */
   updatePages(firstPage: number, lastPage: number, hvaPage: number, access: AccessBits): void
   invalidatePages(firstPage: number, lastPage: number): void
-  /** Called in a turn of the event loop when misses are pending. */
+  /** Called in a turn of the event loop, and in each further one as long as misses are pending. */
   onReadable(listener: () => void): Disposable
 }

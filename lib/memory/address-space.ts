@@ -68,9 +68,16 @@ export interface AddressSpace {
   readonly state: AddressSpaceState
   /** Rises at each invalidation that reaches this address space, and at each change of state. */
   readonly generation: number
-  /** A refusal is recorded where the specification says so, and returned. Never throws. */
+  /**
+   * A refusal is recorded where the specification says so, and returned. Never throws. `none`
+   * asks what is there, for one who looks ahead: it is granted where anything is, and what is
+   * refused is not recorded, because no device asked.
+   */
   translate(at: Iova, wanted: Access): Translation | Fault
-  /** The hot path: fills `out`, answers whether `wanted` is granted. Records faults likewise. */
+  /**
+   * The hot path: fills `out`, answers whether `wanted` is granted. Records faults likewise, and
+   * for `wanted` 0 none.
+   */
   translatePage(page: number, wanted: AccessBits, out: PageTranslation): boolean
   /** Disposing ends the notifications. */
   notify(notifier: Notifier): Disposable
