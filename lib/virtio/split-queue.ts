@@ -1,0 +1,399 @@
+/**
+ * The device's view of a split ring: takes chains, gives completions.
+ *
+ * Everything read here was written by a guest and is an allegation. Each word is read once, each
+ * walk is bounded by the size of its table, and a chain that breaks a rule is refused by name; the
+ * addresses in it are not followed except for an indirect table. The kernel's vhost is the device
+ * that this package serves; this view is for looking ahead of it, for fakes and for tests.
+ */
+import { pageOf } from '../address'
+import type { AccessBits } from '../address'
+import { DmaWindow } from './dma-view'
+import type { DmaView } from './dma-view'
+import {
+  AVAIL,
+  DESC,
+  RING_ALIGNMENT,
+  USED,
+  VIRTQ_AVAIL_F_NO_INTERRUPT,
+  VIRTQ_DESC_F_INDIRECT,
+  VIRTQ_DESC_F_NEXT,
+  VIRTQ_DESC_F_WRITE,
+  VIRTQ_USED_F_NO_NOTIFY,
+  availEventOffset,
+  checkQueueSize,
+  passesEvent,
+  usedEventOffset,
+} from './ring-layout'
+import type { RingAddresses } from './ring-layout'
+
+/**
+ * Why a chain or a ring was refused.
+ *
+ * `misaligned`: a ring part is not aligned as 2.7 wants it, or an indirect table not to 4 bytes.
+ * `unmapped`: a part or table may not be read or written; `Chain.refusedPage` says where. `avail-index`: more
+ * chains offered than the ring has (2.7.13.3). `head`, `next`: index past the table. `loop`: more
+ * descriptors than the table has (2.7.5.2). `length`: an empty buffer, or over 2^32 bytes in all
+ * (2.7.5.2). `wrap`: a buffer reaches over the end of the address space. `order`: readable after
+ * writable (2.7.4.2). `indirect`: not negotiated, inside a table, with NEXT (2.7.5.3.1), or a table
+ * whose length is no positive multiple of 16.
+ */
+export type ChainRefusal =
+  | 'misaligned'
+  | 'unmapped'
+  | 'avail-index'
+  | 'head'
+  | 'next'
+  | 'loop'
+  | 'length'
+  | 'wrap'
+  | 'order'
+  | 'indirect'
+
+/** One chain, as far as it was read. The arrays are reused; `count` of them are valid. */
+export class Chain {
+  head = 0
+  count = 0
+  /** 4 KiB page of each buffer's device address, the byte within it, and bytes. */
+  readonly page: Float64Array
+  readonly offset: Uint16Array
+  readonly length: Uint32Array
+  /** 1 where the device may write, 0 where it may read. */
+  readonly writable: Uint8Array
+  readableBytes = 0
+  writableBytes = 0
+  refusal: ChainRefusal | undefined
+  /** For `unmapped`: the page, and what was wanted. */
+  refusedPage = 0
+  refusedAccess: AccessBits = 0
+  /** The page where the indirect table begins, and its length; 0 bytes where there is none. */
+  indirectPage = 0
+  indirectBytes = 0
+
+  /** @param limit buffers that a chain may have; longer ones are refused as a `loop` */
+  constructor(limit: number) {
+    this.page = new Float64Array(limit)
+    this.offset = new Uint16Array(limit)
+    this.length = new Uint32Array(limit)
+    this.writable = new Uint8Array(limit)
+  }
+}
+
+export interface SplitQueueOptions {
+  /** VIRTIO_F_EVENT_IDX was negotiated. */
+  readonly eventIndex?: boolean
+  /** VIRTIO_F_INDIRECT_DESC was negotiated; default true. */
+  readonly indirect?: boolean
+  /** Where to begin, as VHOST_SET_VRING_BASE says it; default 0. */
+  readonly availIndex?: number
+  /** Longest chain that is accepted, at most the queue size of a legal ring; default 1024. */
+  readonly segments?: number
+}
+
+const MAX_CHAIN_BYTES = 2 ** 32
+const PAGES_PER_HIGH_WORD = 2 ** 20
+const LAST_HIGH_WORD = 0xffffffff
+const READ = 1
+const WRITE = 2
+
+/** A ring part: the device address of its first byte, and the window on it. */
+class Part {
+  readonly page: number
+  readonly offset: number
+  readonly aligned: boolean
+  readonly window: DmaWindow
+
+  constructor(view: DmaView, address: bigint, alignment: number) {
+    this.page = pageOf(address)
+    this.offset = Number(address & 0xfffn)
+    this.aligned = this.offset % alignment === 0
+    this.window = new DmaWindow(view)
+  }
+
+  /** The byte of `window.region`, or -1. */
+  reach(at: number, wanted: AccessBits): number {
+    return this.aligned ? this.window.reach(this.page, this.offset + at, wanted) : -1
+  }
+}
+
+export class SplitQueue {
+  readonly size: number
+  /** What `next()` read last. */
+  readonly chain: Chain
+
+  readonly #eventIndex: boolean
+  readonly #indirectAllowed: boolean
+  readonly #desc: Part
+  readonly #avail: Part
+  readonly #used: Part
+  readonly #indirect: DmaWindow
+  #tablePage = 0
+  readonly #usedEvent: number
+  readonly #availEvent: number
+  /** avail.idx as last read, the next chain to take, the next completion, the last one announced. */
+  #offered: number
+  #taken: number
+  #filled: number
+  #announced: number
+  /** The whole ring is wrong, until a new queue is made. */
+  #refusal: ChainRefusal | undefined
+
+  /**
+   * @param view how the ring's addresses lead to memory; the indirect tables go the same way
+   * @param ring device addresses of the parts, any 64-bit value
+   * @throws RangeError for a size that no split ring has
+   */
+  constructor(view: DmaView, ring: RingAddresses, options: SplitQueueOptions = {}) {
+    checkQueueSize(ring.size)
+    this.size = ring.size
+    this.chain = new Chain(options.segments ?? 1024)
+    this.#eventIndex = options.eventIndex ?? false
+    this.#indirectAllowed = options.indirect ?? true
+    this.#desc = new Part(view, ring.desc, RING_ALIGNMENT.desc)
+    this.#avail = new Part(view, ring.avail, RING_ALIGNMENT.avail)
+    this.#used = new Part(view, ring.used, RING_ALIGNMENT.used)
+    this.#indirect = new DmaWindow(view)
+    this.#usedEvent = usedEventOffset(ring.size)
+    this.#availEvent = availEventOffset(ring.size)
+    const start = (options.availIndex ?? 0) & 0xffff
+    this.#offered = start
+    this.#taken = start
+    this.#filled = start
+    this.#announced = start
+    if (!this.#desc.aligned || !this.#avail.aligned || !this.#used.aligned) {
+      this.#refusal = 'misaligned'
+    }
+  }
+
+  /** Free-running index of the next chain that `next()` takes. */
+  get availIndex(): number {
+    return this.#taken
+  }
+
+  /** How many chains are offered and not taken, or -1 where that can't be read. */
+  pending(): number {
+    const idx = this.#loadU16(this.#avail, AVAIL.idx)
+    if (idx < 0) return -1
+    const pending = (idx - this.#taken) & 0xffff
+    if (pending > this.size) {
+      this.#refusal = 'avail-index'
+      return -1
+    }
+    this.#offered = idx
+    return pending
+  }
+
+  /**
+   * Takes the next chain into `chain`.
+   * @returns false when nothing is offered (`chain.refusal` undefined) or the ring can't be read. A
+   *   refused chain is taken (true, with `chain.refusal`), so that it can be completed; a chain
+   *   that is `unmapped` is not, so that it can be tried again.
+   */
+  next(): boolean {
+    const { chain } = this
+    clear(chain)
+    if (this.#taken === this.#offered) {
+      const pending = this.pending()
+      if (pending < 0) return this.#ringRefused(chain)
+      if (pending === 0) return false
+    }
+    if (!this.peek(this.#taken, chain) && chain.refusal === 'unmapped') return false
+    this.#taken = (this.#taken + 1) & 0xffff
+    return true
+  }
+
+  /** Puts the chain taken last back: `next()` will take it again. */
+  putBack(): void {
+    this.#taken = (this.#taken - 1) & 0xffff
+  }
+
+  /**
+   * Reads the chain that stands in the available ring at a free-running index, and takes nothing.
+   * Whether it is offered is the caller's to know (`pending`).
+   * @returns false with `chain.refusal` where it is refused
+   */
+  peek(index: number, chain: Chain): boolean {
+    clear(chain)
+    if (this.#refusal !== undefined) return this.#ringRefused(chain)
+    const slot = AVAIL.ring + AVAIL.entry * (index & (this.size - 1))
+    const at = this.#avail.reach(slot, READ)
+    if (at < 0) return unmapped(chain, this.#avail.page, this.#avail.offset + slot, READ)
+    return this.walk(this.#avail.window.region.u16[at / 2], chain)
+  }
+
+  /**
+   * Reads the chain that starts at a descriptor. At most `size` descriptors of the ring and as
+   * many as its length says of one indirect table are read.
+   */
+  walk(head: number, chain: Chain): boolean {
+    clear(chain)
+    chain.head = head
+    if (head >= this.size) return refuse(chain, 'head')
+    let index = head
+    for (let seen = 0; seen < this.size; seen++) {
+      const byte = DESC.bytes * index
+      const at = this.#desc.reach(byte, READ)
+      if (at < 0) return unmapped(chain, this.#desc.page, this.#desc.offset + byte, READ)
+      const words = this.#desc.window.region.u32
+      const word = at / 4
+      const low = words[word]
+      const high = words[word + 1]
+      const length = words[word + 2]
+      const tail = words[word + 3]
+      if ((tail & VIRTQ_DESC_F_INDIRECT) !== 0) {
+        if ((tail & VIRTQ_DESC_F_NEXT) !== 0) return refuse(chain, 'indirect')
+        return this.#walkIndirect(low, high, length, chain)
+      }
+      if (!append(chain, low, high, length, tail)) return false
+      if ((tail & VIRTQ_DESC_F_NEXT) === 0) return true
+      index = tail >>> 16
+      if (index >= this.size) return refuse(chain, 'next')
+    }
+    return refuse(chain, 'loop')
+  }
+
+  /**
+   * Writes a completion, not yet visible to the driver.
+   * @param length bytes written to the chain's writable buffers
+   * @returns false when the used ring may not be written; nothing is completed then
+   */
+  complete(head: number, length: number): boolean {
+    const slot = USED.ring + USED.entry * (this.#filled & (this.size - 1))
+    const at = this.#used.reach(slot, WRITE)
+    if (at < 0) return false
+    const last = this.#used.reach(slot + USED.len, WRITE)
+    if (last < 0) return false
+    const words = this.#used.window.region.u32
+    words[last / 4] = length
+    const first = this.#used.reach(slot, WRITE)
+    this.#used.window.region.u32[first / 4] = head
+    this.#filled = (this.#filled + 1) & 0xffff
+    return true
+  }
+
+  /**
+   * Makes the completions visible, at once.
+   * @returns whether the driver asked to be called for them (2.7.7.2); false for nothing
+   */
+  publish(): boolean {
+    const before = this.#announced
+    const now = this.#filled
+    if (now === before || !this.#storeU16(this.#used, USED.idx, now)) return false
+    this.#announced = now
+    if (this.#eventIndex) {
+      const event = this.#loadU16(this.#avail, this.#usedEvent)
+      return event >= 0 && passesEvent(event, now, before)
+    }
+    const flags = this.#loadU16(this.#avail, AVAIL.flags)
+    return flags >= 0 && (flags & VIRTQ_AVAIL_F_NO_INTERRUPT) === 0
+  }
+
+  /** Asks the driver not to kick. */
+  disableKicks(): void {
+    if (!this.#eventIndex) this.#storeU16(this.#used, USED.flags, VIRTQ_USED_F_NO_NOTIFY)
+  }
+
+  /**
+   * Asks the driver to kick for the next chain.
+   * @returns false when chains are there already: the kick may never come, so take them first. Also
+   *   false where the ring can't be read; `next()` says so then
+   */
+  enableKicks(): boolean {
+    if (this.#eventIndex) this.#storeU16(this.#used, this.#availEvent, this.#taken)
+    else this.#storeU16(this.#used, USED.flags, 0)
+    return this.#loadU16(this.#avail, AVAIL.idx) === this.#taken
+  }
+
+  #walkIndirect(low: number, high: number, bytes: number, chain: Chain): boolean {
+    if (!this.#indirectAllowed) return refuse(chain, 'indirect')
+    if (bytes === 0 || bytes % DESC.bytes !== 0) return refuse(chain, 'indirect')
+    if (low % 4 !== 0) return refuse(chain, 'misaligned')
+    const page = high * PAGES_PER_HIGH_WORD + (low >>> 12)
+    const offset = low & 0xfff
+    chain.indirectPage = page
+    chain.indirectBytes = bytes
+    this.#tablePage = page
+    const entries = bytes / DESC.bytes
+    let index = 0
+    for (let seen = 0; seen < entries; seen++) {
+      const byte = offset + DESC.bytes * index
+      const entryLow = this.#tableWord(byte, chain)
+      const entryHigh = this.#tableWord(byte + 4, chain)
+      const length = this.#tableWord(byte + DESC.len, chain)
+      const tail = this.#tableWord(byte + DESC.flags, chain)
+      if (entryLow < 0 || entryHigh < 0 || length < 0 || tail < 0) return false
+      if ((tail & VIRTQ_DESC_F_INDIRECT) !== 0) return refuse(chain, 'indirect')
+      if (!append(chain, entryLow, entryHigh, length, tail)) return false
+      if ((tail & VIRTQ_DESC_F_NEXT) === 0) return true
+      index = tail >>> 16
+      if (index >= entries) return refuse(chain, 'next')
+    }
+    return refuse(chain, 'loop')
+  }
+
+  /** A table may lie at any multiple of 4, so that an entry of it may lie in two pages. */
+  #tableWord(byte: number, chain: Chain): number {
+    const at = this.#indirect.reach(this.#tablePage, byte, READ)
+    if (at < 0) {
+      unmapped(chain, this.#tablePage, byte, READ)
+      return -1
+    }
+    return this.#indirect.region.u32[at / 4]
+  }
+
+  #ringRefused(chain: Chain): false {
+    if (this.#refusal !== undefined) return refuse(chain, this.#refusal)
+    return unmapped(chain, this.#avail.page, this.#avail.offset, READ)
+  }
+
+  #loadU16(part: Part, at: number): number {
+    const byte = part.reach(at, READ)
+    return byte < 0 ? -1 : Atomics.load(part.window.region.u16, byte / 2)
+  }
+
+  #storeU16(part: Part, at: number, value: number): boolean {
+    const byte = part.reach(at, WRITE)
+    if (byte < 0) return false
+    Atomics.store(part.window.region.u16, byte / 2, value)
+    return true
+  }
+}
+
+function clear(chain: Chain): void {
+  chain.count = 0
+  chain.readableBytes = 0
+  chain.writableBytes = 0
+  chain.refusal = undefined
+  chain.indirectBytes = 0
+}
+
+function refuse(chain: Chain, reason: ChainRefusal): false {
+  chain.refusal = reason
+  return false
+}
+
+function unmapped(chain: Chain, page: number, byte: number, wanted: AccessBits): false {
+  chain.refusedPage = page + (byte >>> 12)
+  chain.refusedAccess = wanted
+  return refuse(chain, 'unmapped')
+}
+
+function append(chain: Chain, low: number, high: number, length: number, tail: number): boolean {
+  const at = chain.count
+  if (at === chain.page.length) return refuse(chain, 'loop')
+  const writable = (tail & VIRTQ_DESC_F_WRITE) !== 0
+  if (!writable && chain.writableBytes > 0) return refuse(chain, 'order')
+  if (length === 0) return refuse(chain, 'length')
+  if (chain.readableBytes + chain.writableBytes + length > MAX_CHAIN_BYTES) {
+    return refuse(chain, 'length')
+  }
+  if (high === LAST_HIGH_WORD && low + length > MAX_CHAIN_BYTES) return refuse(chain, 'wrap')
+  chain.page[at] = high * PAGES_PER_HIGH_WORD + (low >>> 12)
+  chain.offset[at] = low & 0xfff
+  chain.length[at] = length
+  chain.writable[at] = writable ? 1 : 0
+  if (writable) chain.writableBytes += length
+  else chain.readableBytes += length
+  chain.count = at + 1
+  return true
+}
