@@ -7,7 +7,16 @@
           "OS=='linux'",
           {
             "sources": [
-              "native/addon.cc"
+              "native/addon.cc",
+              "native/arguments.cc",
+              "native/descriptor.cc",
+              "native/environment.cc",
+              "native/guards.cc",
+              "native/ioctl.cc",
+              "native/mapping.cc",
+              "native/messages.cc",
+              "native/poller.cc",
+              "native/process_lock.cc"
             ],
             "include_dirs": [
               "<!(node -p \"require('node-addon-api').include_dir\")"

@@ -28,7 +28,10 @@ export interface Mapping {
   readonly id: number
   /** How many descriptors hold it (`hold`). */
   readonly holders: number
-  /** Drops this environment's view; memory goes when the last view and the last holder have. */
+  /**
+   * Detaches this view; a no-op the second time. The memory goes in a later turn of the event
+   * loop, once the last view and the last holder have.
+   */
   close(): void
 }
 
@@ -47,20 +50,32 @@ export interface Poller {
  */
 export type Guards = readonly number[]
 
+/** Every call that takes a closed descriptor or mapping answers -EBADF. */
 export interface Native {
-  /** O_CLOEXEC is always added. */
+  /** open(2) with O_CLOEXEC added; mode 0600 where the flags create a file. */
   open(path: string, flags: number): Descriptor | number
-  /** Takes over a number that this process owns (passed by a parent, or received). -EBADF if closed. */
+  /**
+   * Takes over a number that this process owns (passed by a parent, or received), and sets its
+   * FD_CLOEXEC. -EBADF if closed, -EBUSY if a descriptor of any thread owns it already.
+   */
   adopt(fd: number): Descriptor | number
+  /** A second descriptor for the open file behind a number, such as that of another thread. */
+  duplicate(fd: number): Descriptor | number
   /** EFD_NONBLOCK and EFD_CLOEXEC. */
   eventfd(initial: number): Descriptor | number
   /** socket(2) with SOCK_CLOEXEC added. */
   socket(domain: number, type: number, protocol: number): Descriptor | number
   /**
    * The request's own size and direction are checked against the argument (asm-generic/ioctl.h):
-   * an argument with a payload needs a buffer of at least `_IOC_SIZE` bytes; `_IO` requests take
-   * nothing or an integer. `size` overrides `_IOC_SIZE` for requests whose number understates
-   * it (TUNSETIFF, the SIOC family, VHOST_SET_MEM_TABLE's flexible array).
+   * a request with a payload needs a buffer of at least `_IOC_SIZE` bytes; `_IO` requests take
+   * nothing or an integer up to 0xffff, which cannot be an address.
+   *
+   * `size` says otherwise. With a buffer: what the kernel really uses, for requests whose number
+   * understates it (TUNSETIFF, the SIOC family, VHOST_SET_MEM_TABLE's flexible array). 0 with an
+   * integer: the argument is a value although the request claims a payload (TUNSETOFFLOAD,
+   * TUNSETPERSIST), or a large value; nothing then stops the kernel from taking it as an address.
+   *
+   * The kernel gets a copy of the buffer, written back afterwards. -EINTR is not repeated.
    */
   ioctl(
     descriptor: Descriptor,
@@ -70,12 +85,15 @@ export interface Native {
     guards?: Guards,
   ): number
   /**
-   * Reads messages of `size` bytes until there are no more or the buffer is full.
-   * @returns their number, or -errno when the first read fails (-EAGAIN when there are none)
+   * Reads messages of `size` bytes until there are no more or the buffer is full, without waiting
+   * even on a blocking descriptor. A message that is shorter has its tail zeroed.
+   * @returns their number (0 at the end of a stream), or -errno when the first read fails (-EAGAIN
+   * when there are none)
    */
   readMany(descriptor: Descriptor, buffer: ArrayBufferView, size: number): number
   /**
-   * One write(2) per message of `size` bytes (K10).
+   * One write(2) per message of `size` bytes (K10). Guards count from the start of each message,
+   * and all messages are checked before the first is written.
    * @returns how many were written, or -errno when the first write fails
    */
   writeMany(
@@ -85,30 +103,44 @@ export interface Native {
     count: number,
     guards?: Guards,
   ): number
-  /** One read(2) or write(2) of at most `length` bytes at `offset` of the buffer. */
+  /**
+   * One read(2) or write(2) of at most `length` bytes at `offset` of the buffer. Waits where the
+   * descriptor is blocking.
+   */
   read(descriptor: Descriptor, buffer: ArrayBufferView, offset: number, length: number): number
   write(descriptor: Descriptor, buffer: ArrayBufferView, offset: number, length: number): number
   /**
-   * memfd and mmap, shared, populated, sealed against shrinking. `hugePage` is 0, 2 MiB or 1 GiB.
-   * -ENOMEM when the host has no such pages.
+   * memfd and mmap, shared, sealed against a change of size. `hugePage` is 0, 2 MiB or 1 GiB.
+   * Huge pages are populated: -ENOMEM when the host has no such pages. Normal pages are committed
+   * at their first touch.
+   * @throws RangeError for a length that is not a multiple of the page size (4096 or `hugePage`),
+   * or that one ArrayBuffer cannot view (4 GiB on Node 20)
    */
   mapMemory(byteLength: number, hugePage: number): Mapping | number
   /** A further view of a mapping made by any thread of this process. -ENOENT when it is gone. */
   openMapping(id: number): Mapping | number
-  /** The mapping stays in place at least until the descriptor is closed. */
-  hold(descriptor: Descriptor, mapping: Mapping): void
+  /** The mapping stays in place at least until the descriptor is closed. Answers 0. */
+  hold(descriptor: Descriptor, mapping: Mapping): number
   /**
-   * Watches for readability on this environment's own loop. With a buffer, native reads the
-   * pending messages of `size` bytes into it first and calls once per batch with their number;
-   * without, it calls with the poll events. A negative number is -errno; the poll then has stopped.
+   * Watches for readability on this environment's own loop, and makes the descriptor non-blocking.
+   * With a buffer, native reads the pending messages of `size` bytes into it first and calls once
+   * per batch with their number; without, it calls with the poll events (1 is readable). A
+   * negative number is -errno; the poll then has stopped: -ENODATA at the end of a stream, -EFAULT
+   * when the buffer was detached.
+   *
+   * `busyMicroseconds` (0 to 1000): how long to look for further messages after each batch before
+   * the loop has its turn, at most one millisecond altogether.
+   * @returns -errno where the descriptor cannot be watched: -EEXIST when it is already, -EPERM for
+   * a file
    */
   poll(
     descriptor: Descriptor,
     buffer: ArrayBufferView | null,
     size: number,
     listener: (count: number) => void,
-  ): Poller
-  /** Network namespace of the calling thread only: for `setns` by descriptor. */
+    busyMicroseconds?: number,
+  ): Poller | number
+  /** setns(2): moves the calling thread only, to the namespace that the descriptor names. */
   setns(descriptor: Descriptor, type: number): number
 }
 

@@ -7,7 +7,7 @@
  */
 import { GiB, PAGE_SIZE, gpa as asGpa } from '../address'
 import type { Gpa, Hva, Range } from '../address'
-import { InvalidState, SystemError } from '../errors'
+import { InvalidState, SystemError, succeeded } from '../errors'
 import { native } from '../native'
 import type { Descriptor, Mapping } from '../native'
 
@@ -242,7 +242,9 @@ export class GuestMemory implements Disposable {
     this.#open()
     this.#pins.add(holder)
     if (descriptor !== undefined) {
-      for (const region of this.#regions) native().hold(descriptor, region.mapping)
+      for (const region of this.#regions) {
+        succeeded(native().hold(descriptor, region.mapping), 'hold')
+      }
     }
     return { [Symbol.dispose]: () => void this.#pins.delete(holder) }
   }

@@ -1,0 +1,75 @@
+// Owned file descriptors. A number never leaves its object, and an object never names a number
+// that it no longer owns.
+#ifndef VHOST_IOTLB_DESCRIPTOR_H_
+#define VHOST_IOTLB_DESCRIPTOR_H_
+
+#include <napi.h>
+
+#include <cstdint>
+#include <memory>
+#include <unordered_set>
+#include <vector>
+
+namespace vhost_iotlb {
+
+class Mapping;
+class PollHandle;
+
+// What a descriptor is without JavaScript. It belongs to one environment, hence to one thread.
+class DescriptorState {
+ public:
+  // Takes `fd` over.
+  explicit DescriptorState(int fd);
+  ~DescriptorState() { Close(); }
+  DescriptorState(const DescriptorState&) = delete;
+  DescriptorState& operator=(const DescriptorState&) = delete;
+
+  // -1 once closed.
+  int fd() const { return fd_; }
+
+  // Stops the polls, then closes, then lets the mappings go: in this order, because only the
+  // close stops the kernel from using the memory.
+  void Close();
+  // Whether a read may wait for data.
+  bool blocking() const;
+
+  void Hold(const std::shared_ptr<Mapping>& mapping);
+  // Whether one of the mappings held contains all of [address, address + length).
+  bool Holds(uint64_t address, uint64_t length) const;
+
+  std::unordered_set<PollHandle*> polls;
+
+ private:
+  int fd_;
+  std::vector<std::shared_ptr<Mapping>> held_;
+};
+
+// The class `Descriptor` of JavaScript.
+class Descriptor : public Napi::ObjectWrap<Descriptor> {
+ public:
+  static constexpr napi_type_tag kTypeTag = {0x7f2c1e86b0a64d1d, 0xb2c4a7f5e0139d48};
+  static constexpr const char* kExpected = "a Descriptor";
+
+  static Napi::Function Define(Napi::Env env);
+  static Napi::Value Open(const Napi::CallbackInfo& info);
+  static Napi::Value Adopt(const Napi::CallbackInfo& info);
+  static Napi::Value Duplicate(const Napi::CallbackInfo& info);
+  static Napi::Value EventFd(const Napi::CallbackInfo& info);
+  static Napi::Value Socket(const Napi::CallbackInfo& info);
+  static Napi::Value SetNs(const Napi::CallbackInfo& info);
+  static Napi::Value HoldMapping(const Napi::CallbackInfo& info);
+
+  explicit Descriptor(const Napi::CallbackInfo& info);
+
+  const std::shared_ptr<DescriptorState>& state() const { return state_; }
+
+ private:
+  Napi::Value Fd(const Napi::CallbackInfo& info);
+  void CloseMethod(const Napi::CallbackInfo& info);
+
+  std::shared_ptr<DescriptorState> state_;
+};
+
+}  // namespace vhost_iotlb
+
+#endif  // VHOST_IOTLB_DESCRIPTOR_H_
