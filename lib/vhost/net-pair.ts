@@ -1,0 +1,344 @@
+/**
+ * One vhost-net descriptor with its two rings and one queue of a tap: the order of things.
+ *
+ * The order is what this file is about. Features come before addresses (kernels since 6.12.114
+ * forget them otherwise), all three parts of a ring are granted before its backend is set (K8), a
+ * stop takes the backends away first, then the translations, then the questions that are left.
+ * Where a step is refused, the steps before it are taken back: a start happened or it did not.
+ */
+import { InvalidState, SystemError } from '../errors'
+import type { FaultPolicy } from '../iotlb/miss-handler'
+import { MissHandler } from '../iotlb/miss-handler'
+import type { ReplyPolicy } from '../iotlb/reply-policy'
+import type { UnansweredMiss } from '../iotlb/unanswered'
+import { PageTranslation } from '../memory/address-space'
+import type { AddressSpace } from '../memory/address-space'
+import type { GuestMemory } from '../memory/guest-memory'
+import type { Descriptor } from '../native'
+import { physicalView, translatedView } from '../virtio/dma-view'
+import type { DmaView } from '../virtio/dma-view'
+import { KernelChannel } from './kernel-channel'
+import { examine, headsUpTo } from './stall'
+import type { StallReport } from './stall'
+import { VIRTIO_F_ACCESS_PLATFORM } from './uapi'
+import type { VhostDevice } from './vhost-device'
+import { Vring } from './vring'
+
+const EFAULT = -14
+/** drivers/vhost/net.c: VHOST_NET_VQ_RX and VHOST_NET_VQ_TX. */
+const RINGS = 2
+const INDEX_MASK = 0xffff
+
+export interface NetPairOptions {
+  readonly device: VhostDevice
+  /** The index of the pair's receiving queue among all queues. */
+  readonly firstQueue: number
+  readonly socket: Descriptor
+  readonly memory: GuestMemory
+  readonly addressSpace?: AddressSpace
+  readonly reply?: ReplyPolicy
+  readonly fault?: FaultPolicy
+  readonly paranoid?: boolean
+  readonly onCall: (queue: number) => void
+  readonly onStall: (report: StallReport) => void
+  readonly onFault: (miss: UnansweredMiss) => void
+  /** The fault policy asks for a stop. */
+  readonly onStop: (miss: UnansweredMiss) => void
+}
+
+export class NetPair {
+  readonly rings: readonly Vring[]
+  readonly handler: MissHandler | undefined
+  readonly channel: KernelChannel | undefined
+  stalls = 0
+  dropped = 0
+  readonly #options: NetPairOptions
+  readonly #pin: Disposable
+  #view: DmaView
+  #referenced = true
+  #running = false
+
+  constructor(options: NetPairOptions) {
+    const { device, memory, addressSpace } = options
+    this.#options = options
+    this.#view = physicalView(memory)
+    this.#pin = memory.pin(this, device.descriptor)
+    const rings: Vring[] = []
+    try {
+      for (let i = 0; i < RINGS; i++) rings.push(new Vring(i))
+      this.rings = rings
+      if (addressSpace !== undefined) {
+        this.channel = new KernelChannel({
+          descriptor: device.descriptor,
+          version: device.messageVersion,
+        })
+        this.channel.unref()
+        this.handler = new MissHandler(handlerOptions(options, this.channel, this.#onDrop))
+      }
+    } catch (error) {
+      for (const ring of rings) ring.close()
+      this.channel?.close()
+      this.#pin[Symbol.dispose]()
+      throw error
+    }
+  }
+
+  get running(): boolean {
+    return this.#running
+  }
+
+  /**
+   * Features and what follows from them; the rings' addresses go to the kernel at `start()`.
+   * @throws SystemError; the device has to be given its features again then
+   */
+  setFeatures(bits: bigint): void {
+    const { device, memory, addressSpace } = this.#options
+    const changed = ((device.acknowledged ^ bits) & VIRTIO_F_ACCESS_PLATFORM) !== 0n
+    if (device.acknowledged !== 0n && changed) device.reset()
+    device.setFeatures(bits)
+    this.#forget()
+    if (this.channel !== undefined) this.channel.enabled = device.translates
+    device.setMemory(device.translates ? undefined : memory)
+    this.#view =
+      device.translates && addressSpace !== undefined
+        ? translatedView(memory, looking(addressSpace))
+        : physicalView(memory)
+  }
+
+  /**
+   * @throws InvalidState ERR_NOT_CONFIGURED where no ring has addresses
+   * @throws RangeError for a ring outside guest memory, where its addresses are gpas
+   * @throws SystemError EFAULT for a used ring that the tables do not grant for reading and writing
+   */
+  start(): void {
+    const mine = this.rings.filter(({ ring }) => ring !== undefined)
+    if (mine.length === 0) throw new InvalidState('ERR_NOT_CONFIGURED', 'no queue: setQueue()')
+    try {
+      for (const ring of mine) this.#place(ring)
+      this.#preload(mine)
+      this.#channelReferenced(this.#referenced)
+      for (const ring of mine) this.#run(ring)
+      this.#running = true
+    } catch (error) {
+      this.#undo(mine)
+      throw error
+    }
+  }
+
+  stop(): void {
+    if (!this.#running) return
+    this.#halt(this.rings.filter(({ running }) => running))
+  }
+
+  /** Stops one ring for good (virtio 1.3, 2.6.1) and leaves the other running. */
+  resetRing(index: number): void {
+    const ring = this.rings[index]
+    if (ring.running) {
+      this.#pause(ring)
+      this.#wakeOthers(ring)
+    }
+    ring.forget()
+    this.#running = this.rings.some(({ running }) => running)
+  }
+
+  /** Starts a ring that was reset and given new addresses, next to one that runs. */
+  startRing(index: number): void {
+    const ring = this.rings[index]
+    if (ring.running) throw new InvalidState('ERR_ALREADY_STARTED', 'the queue is running')
+    try {
+      this.#place(ring)
+      this.#preload([ring])
+      this.#run(ring)
+      this.#running = true
+    } catch (error) {
+      this.#pause(ring)
+      this.#wakeOthers(ring)
+      throw error
+    }
+  }
+
+  /** Whether waiting for the device keeps the event loop alive, while it runs. */
+  reference(referenced: boolean): void {
+    this.#referenced = referenced
+    if (this.#running) this.#channelReferenced(referenced)
+    for (const ring of this.rings) ring.reference(referenced)
+  }
+
+  close(): void {
+    try {
+      this.stop()
+    } finally {
+      this.handler?.close()
+      this.channel?.close()
+      for (const ring of this.rings) ring.close()
+      this.#options.device.close()
+      this.#pin[Symbol.dispose]()
+    }
+  }
+
+  #channelReferenced(referenced: boolean): void {
+    if (referenced) this.channel?.ref()
+    else this.channel?.unref()
+  }
+
+  #place(ring: Vring): void {
+    const { device, memory } = this.#options
+    const addresses = device.translates ? ring.ring! : ring.inHostMemory(memory)
+    device.setRing(ring.index, addresses, ring.base)
+    device.setEvents(ring.index, ring.events)
+  }
+
+  /** K8: the used ring must be writable, although the kernel asks for it with read alone. */
+  #preload(rings: readonly Vring[]): void {
+    if (!this.#options.device.translates || this.handler === undefined) return
+    for (const ring of rings) {
+      for (const { name, firstPage, lastPage, wanted } of ring.parts()) {
+        const granted = this.handler.preload(firstPage, lastPage, wanted)
+        if (granted || name !== 'used') continue
+        throw new SystemError(EFAULT, 'ioctl VHOST_NET_SET_BACKEND', {
+          path: this.#options.device.path,
+          hint: `the tables do not map the used ring of queue ${this.#queue(ring)} for writing`,
+        })
+      }
+    }
+  }
+
+  #run(ring: Vring): void {
+    const { device, socket, onCall } = this.#options
+    const queue = this.#queue(ring)
+    ring.observe(this.#view)
+    const called = (): void => {
+      ring.sample()
+      onCall(queue)
+    }
+    const failed = (): void => {
+      this.#onError(ring)
+    }
+    ring.watch(called, failed, this.#referenced)
+    device.setBackend(ring.index, socket)
+    ring.running = true
+  }
+
+  /** Backends first: from then on nobody asks. Then what the device holds, then what it asked. */
+  #halt(rings: readonly Vring[]): void {
+    for (const ring of rings) this.#pause(ring)
+    this.#running = false
+    this.#channelReferenced(false)
+    if (this.#options.device.translates) this.handler?.flush()
+    this.#forget()
+  }
+
+  /** After a refusal, which is what the caller hears of; what fails here fails again at the next start. */
+  #undo(rings: readonly Vring[]): void {
+    try {
+      this.#halt(rings)
+    } catch {
+      this.#running = false
+    }
+  }
+
+  #forget(): void {
+    this.handler?.reset()
+    this.handler?.forgetMisses()
+    this.channel?.discard()
+  }
+
+  #pause(ring: Vring): void {
+    const { device } = this.#options
+    ring.unwatch()
+    device.setBackend(ring.index, undefined)
+    if (!ring.running) return
+    ring.base = device.ringBase(ring.index)
+    ring.sample()
+    ring.running = false
+  }
+
+  /** Taking one backend away lost the questions of the other ring too (K9): it asks them again. */
+  #wakeOthers(paused: Vring): void {
+    this.handler?.forgetMisses()
+    for (const ring of this.rings) if (ring !== paused && ring.running) ring.kick()
+  }
+
+  /** K2. */
+  #onError(ring: Vring): void {
+    if (!ring.running) return
+    this.stalls++
+    const { device, onStall } = this.#options
+    const handler = device.translates ? this.handler : undefined
+    const base = device.ringBase(ring.index)
+    const report = examine(ring, this.#queue(ring), base, this.#view, handler)
+    if (report.repaired > 0) ring.kick()
+    onStall(report)
+  }
+
+  /** The fault policy 'drop'; not in the handler's turn, because it stops a ring. */
+  readonly #onDrop = (miss: UnansweredMiss): void => {
+    queueMicrotask(() => {
+      try {
+        const page = Number(miss.iova >> 12n)
+        for (const ring of this.rings) if (ring.running && this.#drop(ring, page)) return
+      } catch {
+        this.#options.onStop(miss)
+      }
+    })
+  }
+
+  /** The chain that waits is completed with nothing in it, and so are those before it. */
+  #drop(ring: Vring, page: number): boolean {
+    const { device, socket } = this.#options
+    const waits = headsUpTo(page, ring, device.ringBase(ring.index), this.#view)
+    if (waits.length === 0) return false
+    device.setBackend(ring.index, undefined)
+    ring.base = device.ringBase(ring.index)
+    for (const head of headsUpTo(page, ring, ring.base, this.#view)) {
+      if (!ring.complete(head)) break
+      ring.base = (ring.base + 1) & INDEX_MASK
+      this.dropped++
+    }
+    this.#place(ring)
+    device.setBackend(ring.index, socket)
+    this.handler?.forgetMisses()
+    for (const each of this.rings) if (each.running) each.kick()
+    return true
+  }
+
+  #queue(ring: Vring): number {
+    return this.#options.firstQueue + ring.index
+  }
+}
+
+function handlerOptions(
+  options: NetPairOptions,
+  channel: KernelChannel,
+  onDrop: (miss: UnansweredMiss) => void,
+): ConstructorParameters<typeof MissHandler>[0] {
+  const { memory, reply, fault, paranoid, onFault, onStop } = options
+  return {
+    channel,
+    addressSpace: options.addressSpace!,
+    memory,
+    onFault,
+    onStop,
+    onDrop,
+    ...(reply === undefined ? {} : { reply }),
+    ...(fault === undefined ? {} : { fault }),
+    ...(paranoid === undefined ? {} : { paranoid }),
+  }
+}
+
+/** Asks the tables without a recorded fault: it is not the device that asks. */
+function looking(space: AddressSpace): AddressSpace {
+  const translatePage = (page: number, wanted: number, out: PageTranslation): boolean =>
+    space.translatePage(page, 0, out) && (out.access & wanted) === wanted
+  return {
+    get state() {
+      return space.state
+    },
+    get generation() {
+      return space.generation
+    },
+    translate: (at) => space.translate(at, 'none'),
+    translatePage,
+    notify: (notifier) => space.notify(notifier),
+  }
+}

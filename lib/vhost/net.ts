@@ -1,0 +1,406 @@
+/**
+ * vhost-net as one network device: a pair of queues for each queue of a tap.
+ *
+ * It is what a virtio transport or a driver in this process talks to: features, queues, start,
+ * stop, kick, call. Translations come from the address space that it is given; each pair has its
+ * own table in the kernel and its own miss handler, and every invalidation reaches them all.
+ * The MAC address, the control queue and the link status are no business of vhost: they belong to
+ * whoever shows the device to a guest.
+ */
+import { InvalidState, SystemError } from '../errors'
+import type { FaultPolicy } from '../iotlb/miss-handler'
+import type { ReplyPolicy } from '../iotlb/reply-policy'
+import type { UnansweredMiss } from '../iotlb/unanswered'
+import type { AddressSpace } from '../memory/address-space'
+import type { GuestMemory } from '../memory/guest-memory'
+import type { Descriptor } from '../native'
+import type { RingAddresses } from '../virtio/ring-layout'
+import { moduleParameter } from './module-parameters'
+import { NetPair } from './net-pair'
+import { sum } from './net-stats'
+import type { VhostNetStats } from './net-stats'
+import type { StallReport } from './stall'
+import type { Tap } from './tap'
+import {
+  TUN_F_CSUM,
+  TUN_F_TSO4,
+  TUN_F_TSO6,
+  VHOST_F_LOG_ALL,
+  VHOST_NET_F_VIRTIO_NET_HDR,
+  VIRTIO_F_ACCESS_PLATFORM,
+  VIRTIO_F_VERSION_1,
+  VIRTIO_NET_F_CSUM,
+  VIRTIO_NET_F_GUEST_CSUM,
+  VIRTIO_NET_F_GUEST_TSO4,
+  VIRTIO_NET_F_GUEST_TSO6,
+  VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_HOST_TSO6,
+  VIRTIO_NET_F_MRG_RXBUF,
+} from './uapi'
+import { VhostDevice } from './vhost-device'
+import type { QueueState } from './vring'
+
+export type { QueueState } from './vring'
+export type { StallReport } from './stall'
+export type { VhostNetStats } from './net-stats'
+
+export interface VhostNetOptions {
+  readonly memory: GuestMemory
+  /** Without it ACCESS_PLATFORM is not offered, and all addresses are gpas. */
+  readonly addressSpace?: AddressSpace
+  /** One queue of the tap for each pair; or taps of one queue each. */
+  readonly backend: Tap | readonly Tap[]
+  /** Pairs, at most as many as the backend has queues; all of them by default. */
+  readonly queues?: number
+  /** Default /dev/vhost-net. */
+  readonly path?: string
+  /** Open vhost descriptors that nobody owns yet, one for each pair; they are taken over. */
+  readonly fd?: number | readonly number[]
+  readonly reply?: ReplyPolicy
+  readonly fault?: FaultPolicy
+  readonly paranoid?: boolean
+  /** The source id behind the address space, where that does not say it itself. */
+  readonly requester?: number
+}
+
+/** What the driver may leave to the tap, and needs no one to say so: frames from the guest. */
+const FROM_GUEST = VIRTIO_NET_F_CSUM | VIRTIO_NET_F_HOST_TSO4 | VIRTIO_NET_F_HOST_TSO6
+/** What the driver takes unfinished, and what the tap is told for it. */
+const TO_GUEST: readonly (readonly [bigint, number])[] = [
+  [VIRTIO_NET_F_GUEST_CSUM, TUN_F_CSUM],
+  [VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4],
+  [VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6],
+]
+/** virtio 1.3, 5.1.3.1: the feature on the left is nothing without the one on the right. */
+const REQUIRES: readonly (readonly [bigint, bigint, string])[] = [
+  [VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_CSUM, 'GUEST_TSO4 requires GUEST_CSUM'],
+  [VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_CSUM, 'GUEST_TSO6 requires GUEST_CSUM'],
+  [VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_CSUM, 'HOST_TSO4 requires CSUM'],
+  [VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_CSUM, 'HOST_TSO6 requires CSUM'],
+]
+const OFFLOADS = TO_GUEST.reduce((bits, [feature]) => bits | feature, FROM_GUEST)
+/** Bits of the kernel that are not the driver's to acknowledge. */
+const OURS = VHOST_NET_F_VIRTIO_NET_HDR | VHOST_F_LOG_ALL
+const EOPNOTSUPP = -95
+
+type Listener<T> = (value: T) => void
+
+export class VhostNet implements Disposable {
+  /** All that a driver may acknowledge: bits of virtio. */
+  readonly features: bigint
+  /** The source id of the device, where it is known. */
+  readonly requester: number | undefined
+  readonly #pairs: readonly NetPair[]
+  readonly #devices: readonly VhostDevice[]
+  readonly #taps: readonly Tap[]
+  readonly #holds: readonly Disposable[]
+  readonly #calls = new Map<number, Set<() => void>>()
+  readonly #stalls = new Set<Listener<StallReport>>()
+  readonly #faults = new Set<Listener<UnansweredMiss>>()
+  #acknowledged: bigint | undefined
+  #started = false
+  #closed = false
+
+  private constructor(options: VhostNetOptions, opened: Opened) {
+    this.#taps = opened.taps
+    this.#holds = opened.holds
+    this.#devices = opened.devices
+    this.requester = options.requester ?? requesterOf(options.addressSpace)
+    this.features = offered(options, opened)
+    const pairs: NetPair[] = []
+    try {
+      for (const [i, device] of opened.devices.entries()) {
+        pairs.push(new NetPair(this.#pairOptions(options, device, i, opened.sockets[i])))
+      }
+    } catch (error) {
+      for (const pair of pairs) pair.close()
+      throw error
+    }
+    this.#pairs = pairs
+  }
+
+  /**
+   * @throws SystemError as `VhostDevice.open`; EOPNOTSUPP where an address space is given and the
+   *   kernel has no IOTLB
+   * @throws RangeError for more pairs than the backend has queues
+   * @throws InvalidState ERR_IN_USE for a tap that another device has, ERR_UNSUPPORTED where the
+   *   module was loaded with experimental_zcopytx=1
+   */
+  static open(options: VhostNetOptions): VhostNet {
+    const taps = 'length' in options.backend ? options.backend : [options.backend]
+    const available = taps.flatMap(({ queues }) => queues)
+    const count = options.queues ?? available.length
+    if (!Number.isInteger(count) || count < 1 || count > available.length) {
+      throw new RangeError(`1 to ${available.length} pairs for this backend: ${count}`)
+    }
+    if (options.addressSpace !== undefined) refuseZeroCopy()
+    const undo: Disposable[] = []
+    try {
+      const holder = {}
+      const holds = taps.map((tap) => kept(undo, tap.hold(holder)))
+      const fds = typeof options.fd === 'number' ? [options.fd] : (options.fd ?? [])
+      const devices = Array.from({ length: count }, (_, i) =>
+        kept(undo, VhostDevice.open(deviceOptions(options.path, fds.at(i)))),
+      )
+      return new VhostNet(options, { taps, holds, devices, sockets: available })
+    } catch (error) {
+      for (const done of undo.reverse()) done[Symbol.dispose]()
+      throw error
+    }
+  }
+
+  /** Queues: two for each pair, the receiving one first. */
+  get queues(): number {
+    return this.#pairs.length * 2
+  }
+
+  get started(): boolean {
+    return this.#started
+  }
+
+  /** What the driver acknowledged; undefined before `setFeatures`. */
+  get acknowledged(): bigint | undefined {
+    return this.#acknowledged
+  }
+
+  /**
+   * What the driver acknowledged. Everything that the device has in its tables is dropped.
+   * @throws RangeError for bits that are not offered, or that require one that is missing
+   * @throws InvalidState ERR_ALREADY_STARTED; SystemError E2BIG for memory of too many regions
+   */
+  setFeatures(bits: bigint): void {
+    this.#open()
+    if (this.#started) throw alreadyStarted()
+    const foreign = bits & ~this.features
+    if (foreign !== 0n) throw new RangeError(`features not offered: 0x${foreign.toString(16)}`)
+    for (const [feature, required, complaint] of REQUIRES) {
+      if ((bits & feature) !== 0n && (bits & required) === 0n) throw new RangeError(complaint)
+    }
+    this.#acknowledged = undefined
+    for (const [i, pair] of this.#pairs.entries()) {
+      const header = this.#tap(i).vnetHeader ? 0n : VHOST_NET_F_VIRTIO_NET_HDR
+      pair.setFeatures((bits & this.#devices[i].features) | header)
+    }
+    for (const tap of this.#taps) if (tap.vnetHeader) configure(tap, bits)
+    this.#acknowledged = bits
+  }
+
+  /**
+   * Where a queue is: iovas, or gpas where ACCESS_PLATFORM was not acknowledged. Even queues
+   * receive, odd ones transmit. A started device takes it for a queue that was reset.
+   * @throws RangeError for a size or an address that no ring has
+   */
+  setQueue(index: number, ring: RingAddresses, state?: QueueState): void {
+    this.#open()
+    this.#ring(index).configure({ ...ring }, state)
+    if (this.#started) this.#pairs[index >> 1].startRing(index & 1)
+  }
+
+  /** The index of the next chain of a stopped queue. */
+  queueState(index: number): QueueState {
+    return { availIndex: this.#ring(index).base }
+  }
+
+  /** Stops one queue and forgets its place (VIRTIO_F_RING_RESET); `setQueue` starts it again. */
+  resetQueue(index: number): void {
+    this.#open()
+    this.#ring(index)
+    this.#pairs[index >> 1].resetRing(index & 1)
+  }
+
+  /**
+   * All queues that have a place begin to work. It happens as a whole or not at all.
+   * @throws InvalidState ERR_NOT_CONFIGURED, ERR_ALREADY_STARTED
+   * @throws RangeError for a ring that is not in guest memory, where its addresses are gpas
+   * @throws SystemError EFAULT for a used ring that is not mapped for reading and writing
+   */
+  start(): void {
+    this.#open()
+    if (this.#started) throw alreadyStarted()
+    if (this.#acknowledged === undefined) {
+      throw new InvalidState('ERR_NOT_CONFIGURED', 'no features: setFeatures()')
+    }
+    const mine = this.#pairs.filter(({ rings }) => rings.some(({ ring }) => ring !== undefined))
+    if (mine.length === 0) throw new InvalidState('ERR_NOT_CONFIGURED', 'no queue: setQueue()')
+    try {
+      for (const pair of mine) pair.start()
+      this.#started = true
+    } catch (error) {
+      for (const pair of mine) pair.stop()
+      throw error
+    }
+  }
+
+  /** When it returns, the kernel uses neither rings nor buffers. `start()` goes on from there. */
+  stop(): void {
+    this.#started = false
+    for (const pair of this.#pairs) pair.stop()
+  }
+
+  /** The driver has published chains. Without an effect on a queue that is not started. */
+  kick(index: number): void {
+    const ring = this.#ring(index)
+    if (ring.running) ring.kick()
+  }
+
+  /** Called when the kernel calls the driver for a queue. */
+  onCall(index: number, listener: () => void): Disposable {
+    this.#ring(index)
+    const listeners = this.#calls.get(index) ?? new Set()
+    this.#calls.set(index, listeners)
+    return added(listeners, listener)
+  }
+
+  /** Called after a queue ticked its error eventfd, and what could be mended was. */
+  onStall(listener: Listener<StallReport>): Disposable {
+    return added(this.#stalls, listener)
+  }
+
+  /** Called for each miss that the address space refuses. */
+  onFault(listener: Listener<UnansweredMiss>): Disposable {
+    return added(this.#faults, listener)
+  }
+
+  /** Started, it keeps the event loop alive, unless this was called. */
+  unref(): void {
+    for (const pair of this.#pairs) pair.reference(false)
+  }
+
+  ref(): void {
+    for (const pair of this.#pairs) pair.reference(true)
+  }
+
+  stats(): VhostNetStats {
+    return sum(this.#pairs)
+  }
+
+  /** Stops, and lets go of the tap and the memory. */
+  close(): void {
+    if (this.#closed) return
+    this.#closed = true
+    this.#started = false
+    try {
+      for (const pair of this.#pairs) pair.close()
+    } finally {
+      for (const hold of this.#holds) hold[Symbol.dispose]()
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.close()
+  }
+
+  #pairOptions(
+    options: VhostNetOptions,
+    device: VhostDevice,
+    index: number,
+    socket: Descriptor,
+  ): ConstructorParameters<typeof NetPair>[0] {
+    const { memory, addressSpace, reply, fault, paranoid } = options
+    return {
+      device,
+      firstQueue: index * 2,
+      socket,
+      memory,
+      onCall: (queue) => {
+        for (const listener of this.#calls.get(queue) ?? []) listener()
+      },
+      onStall: (report) => {
+        for (const listener of this.#stalls) listener(report)
+      },
+      onFault: (miss) => {
+        for (const listener of this.#faults) listener(miss)
+      },
+      onStop: () => {
+        queueMicrotask(() => {
+          if (!this.#closed) this.stop()
+        })
+      },
+      ...(addressSpace === undefined ? {} : { addressSpace }),
+      ...(reply === undefined ? {} : { reply }),
+      ...(fault === undefined ? {} : { fault }),
+      ...(paranoid === undefined ? {} : { paranoid }),
+    }
+  }
+
+  #tap(pair: number): Tap {
+    return this.#taps.length === 1 ? this.#taps[0] : this.#taps[pair]
+  }
+
+  #ring(index: number): NetPair['rings'][number] {
+    if (Number.isInteger(index) && index >= 0 && index < this.queues) {
+      return this.#pairs[index >> 1].rings[index & 1]
+    }
+    throw new RangeError(`queues are 0 to ${this.queues - 1}: ${index}`)
+  }
+
+  #open(): void {
+    if (this.#closed) throw new InvalidState('ERR_CLOSED', 'this device is closed')
+  }
+}
+
+interface Opened {
+  readonly taps: readonly Tap[]
+  readonly holds: readonly Disposable[]
+  readonly devices: readonly VhostDevice[]
+  readonly sockets: readonly Descriptor[]
+}
+
+function kept<T extends Disposable>(undo: Disposable[], made: T): T {
+  undo.push(made)
+  return made
+}
+
+function deviceOptions(
+  path: string | undefined,
+  fd: number | undefined,
+): Parameters<typeof VhostDevice.open>[0] {
+  return { ...(path === undefined ? {} : { path }), ...(fd === undefined ? {} : { fd }) }
+}
+
+function offered(options: VhostNetOptions, { devices, taps }: Opened): bigint {
+  const kernel = devices.reduce((bits, { features }) => bits & features, devices[0].features)
+  const offloads = taps.every(({ vnetHeader }) => vnetHeader) ? OFFLOADS : 0n
+  if (options.addressSpace === undefined) {
+    return (kernel & ~OURS & ~VIRTIO_F_ACCESS_PLATFORM) | offloads
+  }
+  if ((kernel & VIRTIO_F_ACCESS_PLATFORM) === 0n) {
+    throw new SystemError(EOPNOTSUPP, 'ioctl VHOST_GET_FEATURES', {
+      path: devices[0].path,
+      hint: 'this kernel has no device IOTLB (VIRTIO_F_ACCESS_PLATFORM): Linux 4.8 has one',
+    })
+  }
+  return (kernel & ~OURS) | offloads
+}
+
+/** An invalidation does not wait for frames that are sent without a copy (K11). */
+function refuseZeroCopy(): void {
+  if (moduleParameter('vhost_net/experimental_zcopytx') === 0) return
+  throw new InvalidState(
+    'ERR_UNSUPPORTED',
+    'vhost_net was loaded with experimental_zcopytx=1, where an invalidation does not wait for ' +
+      'frames in flight: load it with experimental_zcopytx=0',
+  )
+}
+
+function configure(tap: Tap, bits: bigint): void {
+  const modern = (bits & (VIRTIO_F_VERSION_1 | VIRTIO_NET_F_MRG_RXBUF)) !== 0n
+  tap.setHeaderBytes(modern ? 12 : 10)
+  let offload = 0
+  for (const [feature, bit] of TO_GUEST) if ((bits & feature) !== 0n) offload |= bit
+  tap.setOffload(offload)
+}
+
+function requesterOf(space: AddressSpace | undefined): number | undefined {
+  if (space === undefined || !('requester' in space)) return undefined
+  return typeof space.requester === 'number' ? space.requester : undefined
+}
+
+function added<T>(set: Set<T>, member: T): Disposable {
+  set.add(member)
+  return { [Symbol.dispose]: () => void set.delete(member) }
+}
+
+function alreadyStarted(): InvalidState {
+  return new InvalidState('ERR_ALREADY_STARTED', 'the device is started: stop() it first')
+}
