@@ -6,8 +6,8 @@
  * Only `memory/guest-memory`, `vhost/*`, `raw` and `vmm/kvm` import this.
  */
 import { existsSync } from 'node:fs'
-import { join } from 'node:path'
-import load = require('bindings')
+import { join, resolve } from 'node:path'
+import load from 'bindings'
 import { InvalidState } from './errors'
 
 /** An owned file descriptor. `close()` twice is a no-op; any use after it answers -EBADF. */
@@ -144,6 +144,9 @@ export interface Native {
   setns(descriptor: Descriptor, type: number): number
 }
 
+/** Names an addon to load instead of the one that is found, such as one with sanitizers. */
+const OVERRIDE = 'VHOST_IOTLB_ADDON'
+
 let loaded: Native | undefined
 
 /** @throws InvalidState ERR_NO_ADDON, with what to do, when no addon fits this host */
@@ -156,15 +159,19 @@ function loadAddon(): Native {
   const root = join(__dirname, '..')
   const prebuild = `${process.platform}-${process.arch}`
   const libc = existsSync('/etc/alpine-release') ? 'musl' : 'glibc'
+  const override = process.env[OVERRIDE]
   try {
     return load({
       bindings: 'vhost_iotlb',
       module_root: root,
-      try: [
-        ['module_root', 'build', 'Release', 'bindings'],
-        ['module_root', 'build', 'Debug', 'bindings'],
-        ['module_root', 'prebuilds', prebuild, `node.napi.${libc}.node`],
-      ],
+      try:
+        override === undefined
+          ? [
+              ['module_root', 'build', 'Release', 'bindings'],
+              ['module_root', 'build', 'Debug', 'bindings'],
+              ['module_root', 'prebuilds', prebuild, `node.napi.${libc}.node`],
+            ]
+          : [[resolve(override)]],
     }) as Native
   } catch (error) {
     throw new InvalidState(

@@ -2,8 +2,9 @@
  * The guest's physical memory: page-aligned regions of this process, each at a gpa.
  *
  * Inside the library a gpa is a number (at most 2^52, exact in a double); `Gpa` is for callers.
- * Every access is checked against the regions, because addresses come from the guest: the number
- * accessors answer -1 or false for what is not memory, the methods for callers throw.
+ * Every access is checked against the regions, because addresses come from the guest: `find` and
+ * `span` answer undefined for what is not memory, the accessors for callers throw. Multi-byte
+ * values are little-endian, as the guest's are on both hosts that the package runs on.
  */
 import { GiB, PAGE_SIZE, gpa as asGpa } from '../address'
 import type { Gpa, Hva, Range } from '../address'
@@ -68,20 +69,37 @@ class Region implements MemoryRegion {
   }
 }
 
-export class GuestMemory implements Disposable {
-  readonly #regions: Region[]
-  readonly #pins = new Set<object>()
-  #last: Region
-  #closed = false
+/** Where `find` looks first once the memory is closed: no address is in it. */
+const NOWHERE = new Region(0, {
+  buffer: new ArrayBuffer(0),
+  address: 0n,
+  byteLength: 0,
+  id: 0,
+  holders: 0,
+  close: () => undefined,
+})
 
-  private constructor(regions: Region[]) {
+export class GuestMemory implements Disposable {
+  readonly #regions: readonly Region[]
+  /** Who holds the memory: one entry per `pin`, so that a holder may pin twice. */
+  readonly #pins = new Set<{ readonly holder: object }>()
+  /** What `find` searches: the regions, none once closed. */
+  #mapped: readonly Region[]
+  #last: Region
+
+  private constructor(regions: readonly Region[]) {
     this.#regions = regions
+    this.#mapped = regions
     this.#last = regions[0]
   }
 
   /**
-   * One region at `at` (0), or, when it would reach the hole that q35 has from 3 to 4 GiB, two.
-   * @throws RangeError for a size that is not a positive multiple of the page size
+   * One region at `at` (0), or, when it would grow into the hole that q35 has from 3 to 4 GiB,
+   * two. Memory that starts at 3 GiB or above is one region, as asked.
+   *
+   * Normal pages are committed when they are first touched; huge pages at once.
+   * @throws RangeError for a size that is not a positive multiple of the page size, or for a
+   * region above 4 GiB on Node 20
    * @throws SystemError ENOMEM
    */
   static allocate(
@@ -113,52 +131,52 @@ export class GuestMemory implements Disposable {
         throw new RangeError(`regions overlap at gpa 0x${sorted[i].start.toString(16)}`)
       }
     }
-    const made: Region[] = []
-    for (const { start, bytes, huge } of sorted) {
-      const mapping = native().mapMemory(bytes, huge)
-      if (typeof mapping === 'number') {
-        for (const region of made) region.mapping.close()
-        throw new SystemError(mapping, 'mmap', {
-          hint:
-            huge === 0
-              ? `${bytes} bytes of guest memory`
-              : `no ${huge / 1024} KiB pages free: raise nr_hugepages under /sys/kernel/mm/hugepages`,
-        })
-      }
-      made.push(new Region(start, mapping))
-    }
-    return new GuestMemory(made)
+    return new GuestMemory(
+      mapEach(
+        sorted,
+        ({ bytes, huge }) => native().mapMemory(bytes, huge),
+        ({ bytes, huge }) =>
+          huge === 0
+            ? `${bytes} bytes of guest memory`
+            : `no ${huge / 1024} KiB pages free: raise nr_hugepages under /sys/kernel/mm/hugepages`,
+      ),
+    )
   }
 
-  /** The same memory in another thread of this process, from what `share()` gave there. */
+  /**
+   * The same memory in another thread of this process, from what `share()` gave there. The memory
+   * stays until every thread has closed it.
+   * @throws SystemError ENOENT when every thread has closed it already
+   */
   static fromShared(shared: SharedMemory): GuestMemory {
-    const made: Region[] = []
-    for (const { start, id } of shared.regions) {
-      const mapping = native().openMapping(id)
-      if (typeof mapping === 'number') {
-        for (const region of made) region.mapping.close()
-        throw new SystemError(mapping, 'mmap', { hint: 'the memory was closed by its owner' })
-      }
-      made.push(new Region(start, mapping))
-    }
-    return new GuestMemory(made)
+    if (shared.regions.length === 0) throw new RangeError('guest memory needs at least one region')
+    return new GuestMemory(
+      mapEach(
+        shared.regions,
+        ({ id }) => native().openMapping(id),
+        () => 'the memory was closed by its owner',
+      ),
+    )
   }
 
+  /** What another thread of this process needs for `fromShared`. @throws InvalidState ERR_CLOSED */
   share(): SharedMemory {
     this.#open()
     return { regions: this.#regions.map(({ start, id }) => ({ start, id })) }
   }
 
+  /** In ascending order. They are told even after `close()`. */
   get regions(): readonly MemoryRegion[] {
     return this.#regions
   }
 
+  /** Of all regions together. */
   get bytes(): number {
     return this.#regions.reduce((sum, region) => sum + region.bytes, 0)
   }
 
   get closed(): boolean {
-    return this.#closed
+    return this.#mapped.length === 0
   }
 
   /** The widest range of memory around `range` that is contiguous in host memory, or undefined. */
@@ -168,8 +186,12 @@ export class GuestMemory implements Disposable {
     return Number(range.last) < region.end ? region.range : undefined
   }
 
-  /** A window on the bytes themselves. @throws RangeError where it is not memory as a whole */
+  /**
+   * A window on the bytes themselves, empty once the memory is closed.
+   * @throws RangeError where it is not memory as a whole
+   */
   view(at: Gpa | number, length: number): Uint8Array {
+    if (!Number.isInteger(length)) throw new RangeError(`a length is an integer: ${length}`)
     const region = this.#contiguous(Number(at), length, 1)
     return region.u8.subarray(Number(at) - region.start, Number(at) - region.start + length)
   }
@@ -224,11 +246,14 @@ export class GuestMemory implements Disposable {
     Atomics.store(region.u16, (Number(at) - region.start) / 2, value)
   }
 
-  /** For inner loops: the region that holds a byte, or undefined. Remembers the last answer. */
+  /**
+   * For inner loops: the region that holds a byte, or undefined. Remembers the last answer. Not to
+   * be kept without a pin: `close()` empties the views.
+   */
   find(at: number): Region | undefined {
     const last = this.#last
     if (at >= last.start && at < last.end) return last
-    for (const region of this.#regions) {
+    for (const region of this.#mapped) {
       if (at >= region.start && at < region.end) {
         this.#last = region
         return region
@@ -237,28 +262,36 @@ export class GuestMemory implements Disposable {
     return undefined
   }
 
-  /** A device that may touch the memory: `close()` is refused until it lets go. */
+  /**
+   * For a device that may touch the memory: `close()` is refused until it lets go, and with a
+   * descriptor the memory stays in place until that is closed, whatever else happens. The
+   * addresses that `descriptor` may give to the kernel are those of memory that it pins.
+   * @throws InvalidState ERR_CLOSED
+   * @throws SystemError EBADF when the descriptor is closed
+   */
   pin(holder: object, descriptor?: Descriptor): Disposable {
     this.#open()
-    this.#pins.add(holder)
     if (descriptor !== undefined) {
       for (const region of this.#regions) {
         succeeded(native().hold(descriptor, region.mapping), 'hold')
       }
     }
-    return { [Symbol.dispose]: () => void this.#pins.delete(holder) }
+    const pin = { holder }
+    this.#pins.add(pin)
+    return { [Symbol.dispose]: () => void this.#pins.delete(pin) }
   }
 
-  /** @throws InvalidState ERR_IN_USE while a device may touch it */
+  /** A no-op the second time. @throws InvalidState ERR_IN_USE while a device may touch it */
   close(): void {
-    if (this.#closed) return
+    if (this.closed) return
     if (this.#pins.size > 0) {
       throw new InvalidState(
         'ERR_IN_USE',
         'a device still uses this memory: close the device first',
       )
     }
-    this.#closed = true
+    this.#mapped = []
+    this.#last = NOWHERE
     for (const region of this.#regions) region.mapping.close()
   }
 
@@ -267,18 +300,18 @@ export class GuestMemory implements Disposable {
   }
 
   #open(): void {
-    if (this.#closed) throw new InvalidState('ERR_CLOSED', 'this guest memory is closed')
+    if (this.closed) throw new InvalidState('ERR_CLOSED', 'this guest memory is closed')
   }
 
   #contiguous(at: number, length: number, alignment: number): Region {
     const region = this.find(at)
-    if (region === undefined || !(length >= 0) || at + length > region.end) {
+    if (region === undefined || length < 0 || at + length > region.end) {
+      this.#open()
       throw new RangeError(`gpa 0x${at.toString(16)} + ${length} is not in guest memory`)
     }
     if (at % alignment !== 0) {
-      throw new RangeError(`gpa 0x${at.toString(16)} is not aligned to ${alignment}`)
+      throw new RangeError(`gpa 0x${at.toString(16)} is not a multiple of ${alignment}`)
     }
-    if (this.#closed) this.#open()
     return region
   }
 }
@@ -288,6 +321,26 @@ export type { Region }
 /** What `postMessage` can carry to a Worker. */
 export interface SharedMemory {
   readonly regions: readonly { readonly start: number; readonly id: number }[]
+}
+
+/** All or nothing: what is mapped already is closed when one mapping is refused. */
+function mapEach<Plan extends { readonly start: number }>(
+  plans: readonly Plan[],
+  map: (plan: Plan) => Mapping | number,
+  hint: (plan: Plan) => string,
+): readonly Region[] {
+  const made: Region[] = []
+  try {
+    for (const plan of plans) {
+      const mapping = map(plan)
+      if (typeof mapping === 'number') throw new SystemError(mapping, 'mmap', { hint: hint(plan) })
+      made.push(new Region(plan.start, mapping))
+    }
+  } catch (error) {
+    for (const region of made) region.mapping.close()
+    throw error
+  }
+  return made
 }
 
 function checkedRegion(options: RegionOptions): { start: number; bytes: number; huge: number } {
