@@ -1,0 +1,50 @@
+/** What the tests of the miss loop share: host memory by arithmetic, and a loop made of fakes. */
+import { MissHandler } from '../../lib/iotlb/miss-handler'
+import type { MissHandlerOptions } from '../../lib/iotlb/miss-handler'
+import type { HostMemory, HostRegion } from '../../lib/iotlb/reply'
+import { FakeAddressSpace } from '../../lib/testing/fake-address-space'
+import { FakeVhost } from '../../lib/testing/fake-channel'
+import type { FakeVhostOptions } from '../../lib/testing/fake-channel'
+
+/** Where region 0 begins in the host. */
+export const HVA_PAGE = 0x7f00_0000_0
+
+export const byte = (page: number, offset = 0): bigint => (BigInt(page) << 12n) + BigInt(offset)
+
+/** Regions by gpa page; host pages far apart unless given. */
+export function hostMemory(
+  ...regions: readonly { gpaPage: number; pages: number; hvaPage?: number }[]
+): HostMemory {
+  const made: HostRegion[] = regions.map(({ gpaPage, pages, hvaPage }, index) => ({
+    start: gpaPage * 4096,
+    end: (gpaPage + pages) * 4096,
+    hvaPage: hvaPage ?? HVA_PAGE + index * 0x1000_0000,
+  }))
+  return { find: (gpa) => made.find(({ start, end }) => gpa >= start && gpa < end) }
+}
+
+export interface Loop {
+  readonly vhost: FakeVhost
+  readonly space: FakeAddressSpace
+  readonly handler: MissHandler
+}
+
+/** One region of 64 Ki pages at gpa 0, unless the options bring another memory. */
+export function loop(
+  options: Partial<Omit<MissHandlerOptions, 'addressSpace'>> & { vhost?: FakeVhostOptions } = {},
+): Loop {
+  const vhost = new FakeVhost(options.vhost)
+  const space = new FakeAddressSpace()
+  const handler = new MissHandler({
+    channel: vhost,
+    addressSpace: space,
+    memory: hostMemory({ gpaPage: 0, pages: 0x10000 }),
+    ...options,
+  })
+  return { vhost, space, handler }
+}
+
+/** The host address of a byte of region 0. */
+export function hvaOf(gpaPage: number, offset = 0): bigint {
+  return byte(HVA_PAGE + gpaPage, offset)
+}
