@@ -1,0 +1,231 @@
+/**
+ * Bits live in tables, never in expressions: one table says where a field or a register is, and
+ * this file turns it into readers, writers, reserved masks and a register file.
+ *
+ * Structures are arrays of little-endian 32-bit words, because 64-bit words would be BigInts, and
+ * those cost a walk ten times its time. Not here: what any of the bits mean.
+ */
+
+/** Bits `from` to `to`, both included, counted from bit 0 of the structure. */
+export interface Field<Name extends string = string> {
+  readonly name: Name
+  readonly from: number
+  readonly to: number
+}
+
+/** Little-endian 32-bit words: a Uint32Array or a plain array. */
+export type Words = ArrayLike<number>
+export type MutableWords = Uint32Array | number[]
+
+/** One field of a structure. Values are plain numbers: a field has at most 53 bits. */
+export class BitField {
+  readonly width: number
+  readonly #firstWord: number
+  readonly #lastWord: number
+
+  constructor(
+    readonly name: string,
+    readonly from: number,
+    readonly to: number,
+  ) {
+    if (!(from >= 0 && to >= from)) throw new RangeError(`field ${name}: bits ${to}:${from}`)
+    this.width = to - from + 1
+    this.#firstWord = Math.floor(from / 32)
+    this.#lastWord = Math.floor(to / 32)
+  }
+
+  /** @param at index of the structure's first word */
+  read(words: Words, at = 0): number {
+    let value = 0
+    let scale = 1
+    for (let word = this.#firstWord; word <= this.#lastWord; word++) {
+      const low = Math.max(this.from - word * 32, 0)
+      const bits = Math.min(this.to - word * 32, 31) - low + 1
+      value += (((words[at + word] >>> low) & ones(bits)) >>> 0) * scale
+      scale *= 2 ** bits
+    }
+    return value
+  }
+
+  /** Bits of `value` beyond the field's width are dropped; bits around the field are kept. */
+  write(words: MutableWords, value: number, at = 0): void {
+    let rest = value
+    for (let word = this.#firstWord; word <= this.#lastWord; word++) {
+      const low = Math.max(this.from - word * 32, 0)
+      const bits = Math.min(this.to - word * 32, 31) - low + 1
+      const part = rest % 2 ** bits
+      const kept = words[at + word] & ~(ones(bits) << low)
+      words[at + word] = (kept | (part << low)) >>> 0
+      rest = Math.floor(rest / 2 ** bits)
+    }
+  }
+
+  /** The field's bits inside 32-bit word `word` of the structure, as an unsigned mask. */
+  mask(word = 0): number {
+    return Number((this.bits >> BigInt(word * 32)) & 0xffffffffn)
+  }
+
+  /** The field's bits in place. */
+  get bits(): bigint {
+    return ((1n << BigInt(this.width)) - 1n) << BigInt(this.from)
+  }
+
+  /** `value` in place, to be or-ed together; bits beyond the width are dropped. */
+  of(value: number | bigint | boolean): bigint {
+    return (BigInt(value) << BigInt(this.from)) & this.bits
+  }
+
+  /** The field out of a whole structure. */
+  in(structure: bigint): number {
+    return Number((structure & this.bits) >> BigInt(this.from))
+  }
+}
+
+/** A structure: its fields by name, and what no field names. */
+export interface Layout<Name extends string> {
+  readonly words: number
+  readonly field: Readonly<Record<Name, BitField>>
+  /** Per word, the bits that no field names: they must be 0. */
+  readonly reserved: Uint32Array
+}
+
+/** @throws RangeError for a field outside the structure, or two that overlap or share a name */
+export function layout<const T extends readonly Field[]>(
+  bits: number,
+  table: T,
+): Layout<T[number]['name']> {
+  let named = 0n
+  const field: Record<string, BitField> = {}
+  for (const { name, from, to } of table) {
+    const made = new BitField(name, from, to)
+    if (to >= bits) throw new RangeError(`field ${name} ends beyond bit ${bits - 1}`)
+    if ((named & made.bits) !== 0n) throw new RangeError(`field ${name} overlaps another one`)
+    if (name in field) throw new RangeError(`two fields have the name ${name}`)
+    named |= made.bits
+    field[name] = made
+  }
+  const words = bits / 32
+  const reserved = new Uint32Array(words)
+  for (let word = 0; word < words; word++) {
+    reserved[word] = Number((~named >> BigInt(word * 32)) & 0xffffffffn)
+  }
+  return { words, field: field as Readonly<Record<T[number]['name'], BitField>>, reserved }
+}
+
+/** A register of 4 or 8 bytes. Masks that are left out are 0: read-only, nothing to clear. */
+export interface Register<Name extends string = string> {
+  readonly name: Name
+  /** In bytes from the start of the register window. */
+  readonly offset: number
+  readonly size: 4 | 8
+  readonly reset?: bigint
+  /** Bits that software may set and clear. */
+  readonly writable?: bigint
+  /** Bits that software clears by writing 1. */
+  readonly write1clear?: bigint
+  /** Bits that read as 0 whatever was written. */
+  readonly writeOnly?: bigint
+}
+
+/**
+ * Registers as software sees them: any size of access at any offset, in or out of the window.
+ * Whatever is not in the table reads as 0 and ignores writes, and nothing ever throws.
+ */
+export class RegisterFile<Name extends string> {
+  readonly #value: Uint8Array
+  readonly #writable: Uint8Array
+  readonly #write1clear: Uint8Array
+  readonly #readable: Uint8Array
+  readonly #words: Uint32Array
+  readonly #registers: readonly Register<Name>[]
+  readonly #byName = new Map<string, Register<Name>>()
+
+  /** @throws RangeError for a table that overlaps itself or the window's end */
+  constructor(table: readonly Register<Name>[], bytes: number) {
+    this.#registers = [...table].sort((a, b) => a.offset - b.offset)
+    const buffer = new ArrayBuffer(Math.ceil(bytes / 4) * 4)
+    this.#value = new Uint8Array(buffer)
+    this.#words = new Uint32Array(buffer)
+    this.#writable = new Uint8Array(bytes)
+    this.#write1clear = new Uint8Array(bytes)
+    this.#readable = new Uint8Array(bytes)
+    let end = 0
+    for (const register of this.#registers) {
+      if (register.offset < end) throw new RangeError(`register ${register.name} overlaps another`)
+      end = register.offset + register.size
+      if (end > bytes) throw new RangeError(`register ${register.name} is outside the window`)
+      this.#byName.set(register.name, register)
+      store(this.#writable, register, register.writable ?? 0n)
+      store(this.#write1clear, register, register.write1clear ?? 0n)
+      store(this.#readable, register, ~(register.writeOnly ?? 0n))
+    }
+    this.reset()
+  }
+
+  reset(): void {
+    this.#value.fill(0)
+    for (const register of this.#registers) store(this.#value, register, register.reset ?? 0n)
+  }
+
+  /** As software reads: write-only bits and bytes outside every register are 0. */
+  read(offset: number, size: number): bigint {
+    let value = 0n
+    for (let i = Math.min(size, 8) - 1; i >= 0; i--) {
+      const at = offset + i
+      const byte = at >= 0 && at < this.#value.length ? this.#value[at] & this.#readable[at] : 0
+      value = (value << 8n) | BigInt(byte)
+    }
+    return value
+  }
+
+  /** As software writes. @returns the registers that the access touched, in order of offset */
+  write(offset: number, value: bigint, size: number): readonly Register<Name>[] {
+    let rest = value
+    for (let i = 0; i < Math.min(size, 8); i++) {
+      const at = offset + i
+      const byte = Number(rest & 0xffn)
+      rest >>= 8n
+      if (!(at >= 0 && at < this.#writable.length)) continue
+      const writable = this.#writable[at]
+      const kept = (this.#value[at] & ~writable) | (byte & writable)
+      this.#value[at] = kept & ~(this.#write1clear[at] & byte)
+    }
+    return this.#registers.filter((r) => r.offset < offset + size && offset < r.offset + r.size)
+  }
+
+  /** The device's own view of a whole register. */
+  get(name: Name): bigint {
+    const { offset, size } = this.#find(name)
+    const low = BigInt(this.#words[offset / 4])
+    return size === 4 ? low : (BigInt(this.#words[offset / 4 + 1]) << 32n) | low
+  }
+
+  set(name: Name, value: bigint): void {
+    store(this.#value, this.#find(name), value)
+  }
+
+  /** One 32-bit word of a register, for what runs often. */
+  word(name: Name, word: 0 | 1 = 0): number {
+    return this.#words[this.#find(name).offset / 4 + word]
+  }
+
+  setWord(name: Name, value: number, word: 0 | 1 = 0): void {
+    this.#words[this.#find(name).offset / 4 + word] = value
+  }
+
+  #find(name: Name): Register<Name> {
+    const register = this.#byName.get(name)
+    if (register === undefined) throw new RangeError(`no register ${name}`)
+    return register
+  }
+}
+
+function store(bytes: Uint8Array, register: Register, value: bigint): void {
+  for (let i = 0; i < register.size; i++) {
+    bytes[register.offset + i] = Number((value >> BigInt(8 * i)) & 0xffn)
+  }
+}
+
+function ones(bits: number): number {
+  return bits >= 32 ? -1 : (1 << bits) - 1
+}

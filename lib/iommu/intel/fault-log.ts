@@ -1,0 +1,146 @@
+/**
+ * Where refused requests are recorded for the guest: the fault recording registers, FSTS and the
+ * fault event (VT-d 4.1, 7.2 and 7.3).
+ *
+ * A guest that never reads its records costs nothing: what is not recorded is dropped here.
+ */
+import type { RegisterFile } from '../../bits'
+import type { Capabilities } from './capabilities'
+import { EventMessage, FAULT_EVENT } from './event-message'
+import type { Interrupt } from './event-message'
+import { FRCD, FSTS } from './registers'
+import type { RegisterName } from './registers'
+
+const { PFO, PPF, IQE, ICE, ITE, FRI } = FSTS.field
+const CAUSES = [PFO, PPF, IQE, ICE, ITE].reduce((mask, field) => mask | field.mask(), 0)
+/** The F bit and the source id, as words of the upper register. */
+const FAULT_BIT = FRCD.field.F.mask(3)
+const SOURCE = FRCD.field.SID.mask(2)
+/** AT of a request by a device TLB (7.2.1): 0 untranslated, 1 a translation request. */
+const TRANSLATION_REQUEST = 1
+
+export interface FaultedRequest {
+  readonly source: number
+  readonly page: number
+  /** A code of `faults.ts` below 0x100. */
+  readonly code: number
+  readonly write: boolean
+  readonly ats: boolean
+  /** RID_PASID of a request in scalable mode, or undefined. */
+  readonly pasid: number | undefined
+}
+
+export class FaultLog {
+  readonly #registers: RegisterFile<RegisterName>
+  readonly #event: EventMessage
+  readonly #count: number
+  readonly #qemu: boolean
+  #next = 0
+
+  constructor(
+    registers: RegisterFile<RegisterName>,
+    has: Capabilities,
+    send: (interrupt: Interrupt) => void,
+  ) {
+    this.#registers = registers
+    this.#event = new EventMessage(registers, FAULT_EVENT, send)
+    this.#count = has.faultRecords
+    this.#qemu = has.qemu
+  }
+
+  /** @returns whether it was recorded: not while overflowing, and once per source (7.2.1) */
+  record(fault: FaultedRequest): boolean {
+    if ((this.#status & PFO.mask()) !== 0 || this.#holds(fault.source)) return false
+    const at = this.#next
+    const before = this.#status
+    if ((this.#high(at) & FAULT_BIT) !== 0) {
+      this.#status = before | PFO.mask()
+      this.#raise(before)
+      return false
+    }
+    const record = new Uint32Array(FRCD.words)
+    FRCD.field.FI.write(record, fault.page)
+    FRCD.field.SID.write(record, fault.source)
+    FRCD.field.FR.write(record, fault.code)
+    FRCD.field.T.write(record, fault.write ? 0 : 1)
+    if (fault.ats && !this.#qemu) FRCD.field.AT.write(record, TRANSLATION_REQUEST)
+    if (fault.pasid !== undefined) FRCD.field.PV.write(record, fault.pasid)
+    FRCD.field.F.write(record, 1)
+    this.#store(at, record)
+    this.#next = (at + 1) % this.#count
+    if ((before & PPF.mask()) === 0) {
+      this.#status = (before & ~FRI.mask()) | PPF.mask() | (at << FRI.from)
+      this.#raise(before)
+    }
+    return true
+  }
+
+  /** An error of the invalidation queue has the same status register and event (7.3). */
+  queueError(): void {
+    const before = this.#status
+    this.#status = before | IQE.mask()
+    this.#raise(before)
+  }
+
+  get queueErrorPending(): boolean {
+    return (this.#status & IQE.mask()) !== 0
+  }
+
+  /** After software wrote FSTS: the event is serviced when no cause is left (11.4.7.2). */
+  statusWritten(): void {
+    if ((this.#status & CAUSES) === 0) this.#event.clear()
+  }
+
+  /** After software wrote FECTL. */
+  controlWritten(): void {
+    this.#event.deliver()
+  }
+
+  /** After software wrote a fault recording register: PPF is the or of all F bits. */
+  recordWritten(): void {
+    const pending = this.#indices().some((i) => (this.#high(i) & FAULT_BIT) !== 0)
+    if (!pending) this.#status &= ~PPF.mask()
+    if (!this.#qemu && (this.#status & CAUSES) === 0) this.#event.clear()
+  }
+
+  /** The next record goes to the first register again. */
+  restart(): void {
+    this.#next = 0
+  }
+
+  /** An event is raised by the first cause only: later ones find it pending (7.3). */
+  #raise(before: number): void {
+    if ((before & CAUSES) === 0) this.#event.raise()
+  }
+
+  #holds(source: number): boolean {
+    return this.#indices().some(
+      (i) =>
+        (this.#high(i) & FAULT_BIT) !== 0 &&
+        (this.#registers.word(`FRCD${i}_HIGH`) & SOURCE) === source,
+    )
+  }
+
+  #indices(): readonly number[] {
+    return Array.from({ length: this.#count }, (_, i) => i)
+  }
+
+  #high(index: number): number {
+    return this.#registers.word(`FRCD${index}_HIGH`, 1)
+  }
+
+  #store(index: number, record: Uint32Array): void {
+    this.#registers.setWord(`FRCD${index}_LOW`, record[0])
+    this.#registers.setWord(`FRCD${index}_LOW`, record[1], 1)
+    this.#registers.setWord(`FRCD${index}_HIGH`, record[2])
+    this.#registers.setWord(`FRCD${index}_HIGH`, record[3], 1)
+  }
+
+  get #status(): number {
+    return this.#registers.word('FSTS')
+  }
+
+  set #status(value: number) {
+    this.#registers.setWord('FSTS', value)
+  }
+}

@@ -1,0 +1,214 @@
+/**
+ * An Intel VT-d remapping unit: its registers on one side, address spaces on the other.
+ *
+ * This file is the wiring: which register write sets off what, in which order. Everything a guest
+ * writes is done when `write()` returns, so that its polling loops end at the first look.
+ */
+import { EventEmitter } from 'node:events'
+import { accessOf, iovaOfPage } from '../../address'
+import type { AccessBits, Iova } from '../../address'
+import { RegisterFile } from '../../bits'
+import type { AddressSpace, FaultReason } from '../../memory/address-space'
+import { requesterName, sourceId } from '../iommu'
+import type { Iommu, MmioDevice, Requester, WalkStep } from '../iommu'
+import type { TableMemory } from '../table-memory'
+import type { IntelAddressSpace } from './address-space'
+import { AddressSpaces } from './address-spaces'
+import { capabilities } from './capabilities'
+import type { Capabilities, IntelIommuOptions } from './capabilities'
+import type { Interrupt } from './event-message'
+import { FaultLog } from './fault-log'
+import { CODE, faultReason, isRecorded } from './faults'
+import { InvalidationQueue } from './invalidation-queue'
+import { GCMD, REGISTER_WINDOW_BYTES, RTADDR, registerTable } from './registers'
+import type { RegisterName } from './registers'
+import { Translator } from './translator'
+
+/** A fault as it went into a recording register. */
+export interface RecordedFault {
+  readonly requester: string
+  readonly iova: Iova
+  readonly reason: FaultReason
+  readonly wanted: 'read' | 'write'
+}
+
+export interface IntelIommuEvents {
+  interrupt: [Interrupt]
+  fault: [RecordedFault]
+}
+
+/** `byte` of the register holds the bit that starts the command: a write without it only stores. */
+interface Effect {
+  readonly byte?: number
+  readonly run: () => void
+}
+
+const { TE, SRTP, QIE, SIRTP } = GCMD.field
+
+export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu, MmioDevice {
+  /** Bytes of the register window. */
+  readonly registerBytes = REGISTER_WINDOW_BYTES
+  /** What the unit can do, with the CAP and ECAP that say so. */
+  readonly capabilities: Capabilities
+
+  readonly #registers: RegisterFile<RegisterName>
+  readonly #translator: Translator
+  readonly #spaces: AddressSpaces
+  readonly #faults: FaultLog
+  readonly #queue: InvalidationQueue
+  readonly #effects: ReadonlyMap<RegisterName, Effect>
+
+  /** @throws RangeError for options out of range, or that exclude each other */
+  constructor(memory: TableMemory, options: IntelIommuOptions = {}) {
+    super()
+    const has = capabilities(options)
+    const send = (interrupt: Interrupt): void => void this.emit('interrupt', interrupt)
+    this.capabilities = has
+    this.#registers = new RegisterFile(registerTable(has), REGISTER_WINDOW_BYTES)
+    this.#translator = new Translator(memory, has)
+    this.#spaces = new AddressSpaces(this.#translator, (space, page, code, wanted) => {
+      this.#report(space, page, code, wanted)
+    })
+    this.#faults = new FaultLog(this.#registers, has, send)
+    this.#queue = new InvalidationQueue(
+      memory,
+      has,
+      this.#registers,
+      this.#faults,
+      this.#spaces,
+      send,
+    )
+    this.#effects = this.#wire()
+  }
+
+  addressSpace(requester: Requester): AddressSpace {
+    return this.#spaces.of(sourceId(requester))
+  }
+
+  /**
+   * The guest switched ATS in the device's configuration space (PCIe 10.5.1.3, Enable). Off at
+   * first. A change takes back everything that the device was given.
+   */
+  setAts(requester: Requester, enabled: boolean): void {
+    const space = this.#spaces.of(sourceId(requester))
+    if (space.ats === enabled) return
+    space.ats = enabled
+    space.invalidateAll('disabled')
+  }
+
+  explain(requester: Requester, at: Iova): readonly WalkStep[] {
+    return [{ what: requesterName(sourceId(requester)), at, means: 'not yet' }]
+  }
+
+  /** Registers at their reset values, queue and translation off, every notifier told. */
+  reset(): void {
+    this.#registers.reset()
+    this.#queue.reset()
+    this.#faults.restart()
+    this.#translator.enabled = false
+    this.#translator.rootPage = 0
+    this.#spaces.everything('disabled')
+  }
+
+  /** @param size 1, 2, 4 or 8 bytes, at any offset; what is not a register reads as 0 */
+  read(offset: number, size: number): bigint {
+    return this.#registers.read(offset, size)
+  }
+
+  /**
+   * @param size 1, 2, 4 or 8 bytes, at any offset
+   * @throws only what a notifier or listener throws: nothing that a guest writes is an error
+   */
+  write(offset: number, value: bigint, size: number): void {
+    for (const register of this.#registers.write(offset, value, size)) {
+      const effect = this.#effects.get(register.name)
+      if (effect === undefined) continue
+      const at = register.offset + (effect.byte ?? 0)
+      if (effect.byte === undefined || (offset <= at && at < offset + size)) effect.run()
+    }
+  }
+
+  /** What a write to a register sets off. */
+  #wire(): ReadonlyMap<RegisterName, Effect> {
+    const faults = this.#faults
+    const queue = this.#queue
+    const command = (): void => {
+      this.#command(this.#registers.word('GCMD'))
+    }
+    const effects = new Map<RegisterName, Effect>([
+      ['GCMD', { byte: 3, run: command }],
+      ['FSTS', { run: faults.statusWritten.bind(faults) }],
+      ['FECTL', { run: faults.controlWritten.bind(faults) }],
+      ['IQT', { run: queue.tailWritten.bind(queue) }],
+      ['ICS', { run: queue.statusWritten.bind(queue) }],
+      ['IECTL', { run: queue.controlWritten.bind(queue) }],
+    ])
+    for (let i = 0; i < this.capabilities.faultRecords; i++) {
+      effects.set(`FRCD${i}_HIGH`, { run: faults.recordWritten.bind(faults) })
+    }
+    return effects
+  }
+
+  /** One write may carry several commands: TE, SRTP, QIE, SIRTP, in this order. */
+  #command(command: number): void {
+    const changed = (command ^ this.#status) >>> 0
+    if ((changed & TE.mask()) !== 0) this.#switchTranslation((command & TE.mask()) !== 0)
+    if ((command & SRTP.mask()) !== 0) this.#setRootTable()
+    if ((changed & QIE.mask()) !== 0) this.#switchQueue((command & QIE.mask()) !== 0)
+    if ((command & SIRTP.mask()) !== 0) this.#setStatus(SIRTP.mask(), true)
+  }
+
+  #switchTranslation(on: boolean): void {
+    this.#translator.enabled = on
+    if (!on) this.#faults.restart()
+    this.#setStatus(TE.mask(), on)
+    this.#spaces.everything('disabled')
+  }
+
+  #setRootTable(): void {
+    const rtaddr = this.#registers.get('RTADDR')
+    this.#translator.rootPage = RTADDR.field.RTA.in(rtaddr)
+    this.#setStatus(SRTP.mask(), true)
+    this.#spaces.everything('context')
+  }
+
+  #switchQueue(on: boolean): void {
+    if (on) {
+      this.#setStatus(QIE.mask(), true)
+      this.#queue.enable()
+    } else if (this.#queue.disable()) {
+      this.#setStatus(QIE.mask(), false)
+    }
+  }
+
+  get #status(): number {
+    return this.#registers.word('GSTS')
+  }
+
+  #setStatus(bits: number, on: boolean): void {
+    const status = this.#status
+    this.#registers.setWord('GSTS', on ? status | bits : status & ~bits)
+  }
+
+  #report(space: IntelAddressSpace, page: number, code: number, wanted: AccessBits): void {
+    if (!isRecorded(code)) return
+    const reason = faultReason(code)
+    if (reason.qualified && this.#translator.faultDisabled) return
+    const write = isWrite(code, wanted)
+    const { source, ats } = space
+    if (!this.#faults.record({ source, page, code, write, ats, pasid: undefined })) return
+    if (this.listenerCount('fault') === 0) return
+    this.emit('fault', {
+      requester: requesterName(source),
+      iova: iovaOfPage(page),
+      reason,
+      wanted: write ? 'write' : 'read',
+    })
+  }
+}
+
+/** A request for both is recorded as what was refused; a write where that does not say. */
+function isWrite(code: number, wanted: AccessBits): boolean {
+  if (code === CODE['read-denied']) return false
+  return accessOf(wanted).endsWith('write')
+}

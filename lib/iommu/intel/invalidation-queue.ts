@@ -1,0 +1,255 @@
+/**
+ * The invalidation queue (VT-d 4.1, 6.5.2): runs inside the write of IQT that moves its tail.
+ *
+ * Every effect is synchronous, so that a wait descriptor completes, and IQH moves past it, only
+ * after every notifier has returned. One write runs at most one queue full of descriptors (32768).
+ */
+import { LAST_PAGE } from '../../address'
+import type { Layout, RegisterFile } from '../../bits'
+import { readWords, storeWord } from '../table-memory'
+import type { TableMemory } from '../table-memory'
+import type { AddressSpaces } from './address-spaces'
+import { MAX_ADDRESS_MASK } from './capabilities'
+import type { Capabilities } from './capabilities'
+import * as D from './descriptors'
+import { deviceTlbRange } from './device-tlb'
+import { EventMessage, INVALIDATION_EVENT } from './event-message'
+import type { Interrupt } from './event-message'
+import type { FaultLog } from './fault-log'
+import { ICS, IQA, IQERCD, IQT } from './registers'
+import type { RegisterName } from './registers'
+
+/** IQERCD.IQEI (11.4.9.9): why the queue stopped. 0 is success here. */
+const ERROR = {
+  none: 0,
+  tail: 1,
+  fetch: 2,
+  type: 3,
+  reserved: 4,
+  width: 5,
+  alignment: 6,
+} as const
+type QueueError = (typeof ERROR)[keyof typeof ERROR]
+
+interface Kind {
+  readonly structure: Layout<string>
+  /** 256-bit descriptors only. */
+  readonly wide?: boolean
+  readonly run: () => QueueError
+}
+
+export class InvalidationQueue {
+  readonly #memory: TableMemory
+  readonly #has: Capabilities
+  readonly #registers: RegisterFile<RegisterName>
+  readonly #faults: FaultLog
+  readonly #spaces: AddressSpaces
+  readonly #event: EventMessage
+  readonly #kinds: ReadonlyMap<number, Kind>
+  readonly #range = { firstPage: 0, lastPage: 0 }
+
+  #enabled = false
+  #running = false
+  #base = 0
+  #entries = 0
+  #wide = false
+  #head = 0
+  #descriptor = new Uint32Array(4)
+  #lastType = 0
+
+  constructor(
+    memory: TableMemory,
+    has: Capabilities,
+    registers: RegisterFile<RegisterName>,
+    faults: FaultLog,
+    spaces: AddressSpaces,
+    send: (interrupt: Interrupt) => void,
+  ) {
+    this.#memory = memory
+    this.#has = has
+    this.#registers = registers
+    this.#faults = faults
+    this.#spaces = spaces
+    this.#event = new EventMessage(registers, INVALIDATION_EVENT, send)
+    this.#kinds = new Map<number, Kind>([
+      [1, { structure: D.CONTEXT_DESCRIPTOR, run: () => this.#context() }],
+      [2, { structure: D.IOTLB_DESCRIPTOR, run: () => this.#iotlb() }],
+      [3, { structure: D.DEVICE_TLB_DESCRIPTOR, run: () => this.#deviceTlb() }],
+      [4, { structure: D.INTERRUPT_ENTRY_DESCRIPTOR, run: () => ERROR.none }],
+      [5, { structure: D.WAIT_DESCRIPTOR, run: () => this.#wait() }],
+    ])
+  }
+
+  get enabled(): boolean {
+    return this.#enabled
+  }
+
+  /** GCMD.QIE from 0 to 1: a tail that is already set is run at once. */
+  enable(): void {
+    const iqa = this.#registers.get('IQA')
+    this.#wide = this.#has.scalable && IQA.field.DW.in(iqa) === 1
+    this.#base = IQA.field.ADDR.in(iqa) * 4096
+    this.#entries = 2 ** (IQA.field.QS.in(iqa) + (this.#wide ? 7 : 8))
+    this.#descriptor = new Uint32Array(this.#wide ? 8 : 4)
+    this.#lastType = 0
+    this.#moveHead(0)
+    this.#enabled = true
+    this.tailWritten()
+  }
+
+  /** GCMD.QIE from 1 to 0. @returns false, and stays on, while there is work that was not done */
+  disable(): boolean {
+    if (this.#head !== this.#tail) return false
+    if (this.#has.qemu && this.#lastType !== 5) return false
+    this.#enabled = false
+    this.#moveHead(0)
+    return true
+  }
+
+  reset(): void {
+    this.#enabled = false
+    this.#head = 0
+    this.#lastType = 0
+  }
+
+  /** After software wrote IQT. A write from inside a notifier is picked up by the run around it. */
+  tailWritten(): void {
+    if (!this.#enabled || this.#running) return
+    this.#running = true
+    try {
+      this.#run()
+    } finally {
+      this.#running = false
+    }
+  }
+
+  /** After software wrote ICS: clearing IWC takes back what is pending (11.4.9.4). */
+  statusWritten(): void {
+    if ((this.#registers.word('ICS') & ICS.field.IWC.mask()) === 0) this.#event.clear()
+  }
+
+  /** After software wrote IECTL. */
+  controlWritten(): void {
+    this.#event.deliver()
+  }
+
+  #run(): void {
+    while (this.#enabled && !this.#faults.queueErrorPending) {
+      const error = this.#checkTail()
+      if (error !== ERROR.none) {
+        this.#stop(error)
+        return
+      }
+      if (this.#head === this.#tail) return
+      const failed = this.#execute()
+      if (failed !== ERROR.none) {
+        this.#stop(failed)
+        return
+      }
+      this.#moveHead((this.#head + 1) % this.#entries)
+    }
+  }
+
+  get #tail(): number {
+    const units = IQT.field.QT.in(this.#registers.get('IQT'))
+    return this.#wide ? Math.floor(units / 2) : units
+  }
+
+  #checkTail(): QueueError {
+    if (this.#wide && IQT.field.QT.in(this.#registers.get('IQT')) % 2 === 1) return ERROR.alignment
+    return this.#tail < this.#entries ? ERROR.none : ERROR.tail
+  }
+
+  /** IQH stays at the descriptor that failed, until software corrects it and writes IQT again. */
+  #stop(error: QueueError): void {
+    this.#registers.set('IQERCD', IQERCD.field.IQEI.of(error))
+    this.#faults.queueError()
+  }
+
+  #moveHead(head: number): void {
+    this.#head = head
+    this.#registers.set('IQH', IQT.field.QT.of(this.#wide ? head * 2 : head))
+  }
+
+  /** The descriptor at the head: copied, checked, then done. */
+  #execute(): QueueError {
+    const descriptor = this.#descriptor
+    const at = this.#base + this.#head * descriptor.length * 4
+    if (!readWords(this.#memory, at, descriptor)) return ERROR.fetch
+    const { TYPE, TYPE_HIGH } = D.ANY_DESCRIPTOR.field
+    const type = TYPE.read(descriptor) + TYPE_HIGH.read(descriptor) * 16
+    const kind = this.#kinds.get(type)
+    if (kind === undefined) return ERROR.type
+    if (kind.wide === true && !this.#wide) return ERROR.width
+    if (D.hasReservedBits(descriptor, kind.structure)) return ERROR.reserved
+    this.#lastType = type
+    return kind.run()
+  }
+
+  #context(): QueueError {
+    const { G, DID, SID, FM } = D.CONTEXT_DESCRIPTOR.field
+    const d = this.#descriptor
+    switch (G.read(d)) {
+      case D.GRANULARITY.global:
+        this.#spaces.everything('context')
+        return ERROR.none
+      case D.GRANULARITY.domain:
+        this.#spaces.contextDomain(DID.read(d))
+        return ERROR.none
+      case D.GRANULARITY.selective:
+        this.#spaces.contextDevice(SID.read(d), D.FUNCTION_MASK[FM.read(d)])
+        return ERROR.none
+      default:
+        return ERROR.reserved
+    }
+  }
+
+  #iotlb(): QueueError {
+    const { G, DID, AM, ADDR } = D.IOTLB_DESCRIPTOR.field
+    const d = this.#descriptor
+    switch (G.read(d)) {
+      case D.GRANULARITY.global:
+        this.#spaces.iotlbEverything()
+        return ERROR.none
+      case D.GRANULARITY.domain:
+        this.#spaces.iotlbDomain(DID.read(d))
+        return ERROR.none
+      case D.GRANULARITY.selective: {
+        const mask = AM.read(d)
+        if (mask > MAX_ADDRESS_MASK) return ERROR.reserved
+        const page = ADDR.read(d)
+        const first = page - (page % 2 ** mask)
+        this.#spaces.iotlbPages(DID.read(d), first, Math.min(first + 2 ** mask - 1, LAST_PAGE))
+        return ERROR.none
+      }
+      default:
+        return ERROR.reserved
+    }
+  }
+
+  #deviceTlb(): QueueError {
+    const { SID, S, ADDR } = D.DEVICE_TLB_DESCRIPTOR.field
+    const d = this.#descriptor
+    const range = this.#range
+    deviceTlbRange(ADDR.read(d), S.read(d) === 1, range)
+    this.#spaces.deviceTlb(SID.read(d), range.firstPage, range.lastPage)
+    return ERROR.none
+  }
+
+  /** The status is written, and the interrupt sent, after everything before it (6.5.2.8). */
+  #wait(): QueueError {
+    const { IF, SW, DATA, ADDR } = D.WAIT_DESCRIPTOR.field
+    const d = this.#descriptor
+    if (SW.read(d) === 1 && !storeWord(this.#memory, ADDR.read(d) * 4, DATA.read(d))) {
+      return ERROR.fetch
+    }
+    if (IF.read(d) === 1) this.#complete()
+    return ERROR.none
+  }
+
+  #complete(): void {
+    if ((this.#registers.word('ICS') & ICS.field.IWC.mask()) !== 0) return
+    this.#registers.setWord('ICS', ICS.field.IWC.mask())
+    this.#event.raise()
+  }
+}

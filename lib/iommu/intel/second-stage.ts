@@ -1,0 +1,142 @@
+/**
+ * The walk of second-stage tables (VT-d 4.1, 3.7 and 9.8), in numbers: the hot path of a miss.
+ *
+ * A page number has up to 52 bits, more than a bit operation takes, so the walk splits it once
+ * into the index bits of levels 1 to 3 and those of levels 4 and 5. Not here: which table belongs
+ * to a request (`root-context.ts`, `pasid-table.ts`), and the interrupt window.
+ */
+import { READ, WRITE } from '../../address'
+import type { AccessBits } from '../../address'
+import { layout } from '../../bits'
+import type { PageTranslation } from '../../memory/address-space'
+import type { TableMemory } from '../table-memory'
+import type { Capabilities } from './capabilities'
+import { CODE } from './faults'
+
+/** VT-d 4.1 9.8. What hardware ignores is named IGN; ADDR is checked against the host's width. */
+export const SECOND_STAGE_ENTRY = layout(64, [
+  { name: 'R', from: 0, to: 0 },
+  { name: 'W', from: 1, to: 1 },
+  { name: 'IGN1', from: 2, to: 6 },
+  { name: 'PS', from: 7, to: 7 },
+  { name: 'IGN2', from: 8, to: 10 },
+  { name: 'SNP', from: 11, to: 11 },
+  { name: 'ADDR', from: 12, to: 51 },
+  { name: 'IGN3', from: 52, to: 61 },
+  { name: 'TM', from: 62, to: 62 },
+  { name: 'IGN4', from: 63, to: 63 },
+])
+
+const { R, W, PS, SNP, ADDR, TM } = SECOND_STAGE_ENTRY.field
+/** `READ | WRITE` of `address.ts`: the entry has them in the same places. */
+const ACCESS = R.mask() | W.mask()
+const LEAF = PS.mask()
+const ADDR_HIGH = ADDR.mask(1)
+
+/** Index bits of levels 1 to 3 are below, those of levels 4 and 5 above. */
+const LOW_LEVELS = 2 ** 27
+/** An entry that changes under its reader is read again, this often. */
+const READS = 4
+
+/** The codes that a walk ends with; legacy and scalable mode number them differently. */
+export interface SecondStageCodes {
+  readonly readDenied: number
+  readonly writeDenied: number
+  readonly reserved: number
+  readonly access: number
+  readonly rootAccess: number
+}
+
+export const LEGACY_CODES: SecondStageCodes = {
+  readDenied: CODE['read-denied'],
+  writeDenied: CODE['write-denied'],
+  reserved: CODE['paging-reserved'],
+  access: CODE['table-access'],
+  rootAccess: CODE['context-invalid'],
+}
+
+/** What an entry must not set, by level (1 to 5) and by whether it is a leaf: two words each. */
+export class SecondStageRules {
+  readonly codes: SecondStageCodes
+  readonly leafLevel: number
+  readonly reserved: Int32Array
+
+  constructor(has: Capabilities, codes: SecondStageCodes) {
+    this.codes = codes
+    this.leafLevel = has.leafLevel
+    this.reserved = new Int32Array(6 * 4)
+    const beyondHost = ADDR.bits & ~((1n << BigInt(has.hostAddressWidth)) - 1n)
+    const snoop = has.snoopControl || has.scalable ? 0n : SNP.bits
+    const transient = has.qemu && has.deviceTlb ? 0n : TM.bits
+    for (let level = 1; level <= 5; level++) {
+      const table = beyondHost | SNP.bits | TM.bits | (level > has.leafLevel ? PS.bits : 0n)
+      const offset = ((1n << BigInt(9 * (level - 1))) - 1n) << BigInt(ADDR.from)
+      const leaf = beyondHost | snoop | transient | offset
+      this.#set(level, 0, level === 1 ? leaf : table)
+      this.#set(level, 1, leaf)
+    }
+  }
+
+  #set(level: number, leaf: 0 | 1, mask: bigint): void {
+    this.reserved[level * 4 + leaf * 2] = Number(BigInt.asIntN(32, mask))
+    this.reserved[level * 4 + leaf * 2 + 1] = Number(BigInt.asIntN(32, mask >> 32n))
+  }
+}
+
+/**
+ * Walks from the table at page `root` to the leaf that translates `page`, and fills `out` with
+ * the whole leaf and the access that every level grants.
+ *
+ * @param page below 2^(9 * levels)
+ * @param wanted none asks for whatever is granted, as long as it is something
+ * @returns 0, or a code of the rules
+ */
+export function walkSecondStage(
+  memory: TableMemory,
+  rules: SecondStageRules,
+  root: number,
+  levels: number,
+  page: number,
+  wanted: AccessBits,
+  out: PageTranslation,
+): number {
+  const { codes, reserved, leafLevel } = rules
+  const high = Math.floor(page / LOW_LEVELS)
+  const low = page - high * LOW_LEVELS
+  let table = root
+  let granted = READ | WRITE
+  for (let level = levels; ; level--) {
+    const index = (level > 3 ? high >> (9 * (level - 4)) : low >> (9 * (level - 1))) & 511
+    const at = table * 4096 + index * 8
+    const region = memory.find(at)
+    if (region === undefined) return level === levels ? codes.rootAccess : codes.access
+    const { u32 } = region
+    const word = (at - region.start) / 4
+    let entry = u32[word]
+    let entryHigh = u32[word + 1]
+    for (let reads = 1; u32[word] !== entry && reads < READS; reads++) {
+      entry = u32[word]
+      entryHigh = u32[word + 1]
+    }
+    granted &= entry & ACCESS
+    if (granted === 0 || (granted & wanted) !== wanted) {
+      return (wanted & ~granted & WRITE) !== 0 ? codes.writeDenied : codes.readDenied
+    }
+    const leaf = level === 1 || ((entry & LEAF) !== 0 && level <= leafLevel)
+    const rule = level * 4 + (leaf ? 2 : 0)
+    if ((entry & reserved[rule]) !== 0 || (entryHigh & reserved[rule + 1]) !== 0) {
+      return codes.reserved
+    }
+    const target = (entryHigh & ADDR_HIGH) * 0x100000 + (entry >>> 12)
+    if (leaf) {
+      const pages = 1 << (9 * (level - 1))
+      const offset = low & (pages - 1)
+      out.firstPage = page - offset
+      out.lastPage = out.firstPage + pages - 1
+      out.gpaPage = target
+      out.access = granted as AccessBits
+      return 0
+    }
+    table = target
+  }
+}
