@@ -54,6 +54,7 @@ export class KernelChannel implements IotlbChannel {
   #pending = 0
   /** What a listener left behind; empty unless one did. */
   readonly #left: Uint32Array[] = []
+  #again: NodeJS.Immediate | undefined
   #poller: Poller | undefined
   #referenced = true
   #unknown = 0
@@ -160,10 +161,21 @@ export class KernelChannel implements IotlbChannel {
       throw new SystemError(count, 'read')
     }
     this.#pending = count
+    this.#call()
+  }
+
+  /** What a listener leaves is kept, for the next drain or the next turn. */
+  #call(): void {
     for (const listener of this.#listeners) listener()
     if (this.#pending > 0) {
       this.#left.push(this.#in.slice(0, this.#pending * MESSAGE_WORDS))
       this.#pending = 0
+    }
+    if (this.#left.length > 0 && this.#listeners.size > 0 && this.#again === undefined) {
+      this.#again = setImmediate(() => {
+        this.#again = undefined
+        this.#call()
+      })
     }
   }
 
@@ -213,6 +225,8 @@ export class KernelChannel implements IotlbChannel {
   }
 
   #stopPolling(): void {
+    clearImmediate(this.#again)
+    this.#again = undefined
     this.#poller?.close()
     this.#poller = undefined
   }
