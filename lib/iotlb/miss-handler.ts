@@ -26,7 +26,6 @@ import { LAST_PAGE, pageOf } from '../address'
 import type { AccessBits, Iova, Range } from '../address'
 import { InvalidState } from '../errors'
 import type { AddressSpace, InvalidationSource, Notifier } from '../memory/address-space'
-import { IntervalMap } from '../memory/interval-map'
 import type { IotlbChannel } from './channel'
 import { DeviceTable } from './device-table'
 import { MissBatch } from './miss-batch'
@@ -37,29 +36,19 @@ import type { ReplyPolicy } from './reply-policy'
 import type { Shadow } from './shadow'
 import { count, namedCounters, newCounters } from './stats'
 import type { MissStats } from './stats'
-import { UnansweredMisses, unansweredMiss } from './unanswered'
-import type { MissCause, UnansweredMiss } from './unanswered'
+import { Faults } from './unanswered'
+import type { FaultOptions, MissCause, UnansweredMiss } from './unanswered'
+import { WholeRanges } from './whole-ranges'
 
-/**
- * What becomes of a miss that cannot be answered. stall: it waits, and `retry()` may answer it.
- * stop: `onStop` is called, once until `reset()`. drop: `onDrop` is called, to discard the
- * descriptor.
- */
-export type FaultPolicy = 'stall' | 'stop' | 'drop'
+export type { FaultPolicy } from './unanswered'
 
-export interface MissHandlerOptions {
+export interface MissHandlerOptions extends FaultOptions {
   readonly channel: IotlbChannel
   readonly addressSpace: AddressSpace
   /** `GuestMemory`, or what finds host pages as it does. */
   readonly memory: HostMemory
   /** `exact` unless given. */
   readonly reply?: ReplyPolicy
-  /** `'stall'` unless given. */
-  readonly fault?: FaultPolicy
-  /** Hears of every miss that cannot be answered, whatever the policy. */
-  readonly onFault?: (miss: UnansweredMiss) => void
-  readonly onStop?: (miss: UnansweredMiss) => void
-  readonly onDrop?: (miss: UnansweredMiss) => void
   /** Takes the errors that come up while misses are answered; without it `handle()` throws. */
   readonly onError?: (error: Error) => void
   /** Sends every INVALIDATE, also where the shadow knows that the device holds nothing. */
@@ -72,10 +61,7 @@ export interface MissHandlerOptions {
 const ATTEMPTS = 4
 /** Batches of misses answered in one turn of the event loop. */
 const ROUNDS = 64
-const UNANSWERED = 256
 const ERRORS = 16
-/** Ranges that are answered whole; a device has three a queue. */
-const WHOLE_RANGES = 64
 
 /**
  * miss: the device waits, so an UPDATE must go out. preload: none if the device holds as much.
@@ -86,27 +72,23 @@ type Occasion = 'miss' | 'preload' | 'ahead'
 export class MissHandler implements Notifier, Disposable {
   readonly #options: MissHandlerOptions
   readonly #policy: ReplyPolicy
-  readonly #fault: FaultPolicy
   readonly #counters = newCounters()
   readonly #table: DeviceTable
   readonly #reply: Reply
   /** For answers that may be made while `#reply` is in use. */
   readonly #aside: Reply
   readonly #batch = new MissBatch()
-  readonly #unanswered = new UnansweredMisses(UNANSWERED)
-  /** The ranges of rings. */
-  readonly #whole = new IntervalMap(WHOLE_RANGES)
+  readonly #faults: Faults
+  readonly #whole = new WholeRanges()
   readonly #subscriptions: readonly Disposable[]
   /** Counts invalidations, modulo 2^32. */
   readonly #epoch = new Uint32Array(1)
   /** Counts batches of misses: an entry of this turn has woken all of the batch that it covers. */
   readonly #turn = new Float64Array(1)
   readonly #errors: Error[] = []
-  readonly #faults: UnansweredMiss[] = []
   #cause: MissCause = 'translation'
   #code = 0
   #busy = false
-  #stopped = false
   #closed = false
 
   /** @throws TypeError for a fault policy without its callback */
@@ -114,7 +96,7 @@ export class MissHandler implements Notifier, Disposable {
     const { channel, addressSpace, memory } = options
     this.#options = options
     this.#policy = options.reply ?? exact
-    this.#fault = checkedPolicy(options)
+    this.#faults = new Faults(options)
     this.#table = new DeviceTable(channel, this.#counters)
     this.#reply = new Reply(addressSpace, memory, this.shadow, this.#counters)
     this.#aside = new Reply(addressSpace, memory, this.shadow, this.#counters)
@@ -169,7 +151,7 @@ export class MissHandler implements Notifier, Disposable {
     } else {
       this.#table.takeBack(firstPage, lastPage, this.#options.paranoid)
     }
-    if (this.#unanswered.size > 0) this.#quietly(() => this.retry(firstPage, lastPage))
+    if (this.#faults.size > 0) this.#quietly(() => this.retry(firstPage, lastPage))
   }
 
   /**
@@ -182,7 +164,7 @@ export class MissHandler implements Notifier, Disposable {
   preload(firstPage: number, lastPage: number, wanted: AccessBits): boolean {
     this.#open()
     checkPages(firstPage, lastPage)
-    this.#keepWhole(firstPage, lastPage)
+    this.#whole.add(firstPage, lastPage)
     for (let page = firstPage; page <= lastPage;) {
       if (!this.#grant(this.#reply, page, wanted, 'preload')) return false
       page = this.shadow.lastPage(this.shadow.find(page)) + 1
@@ -199,12 +181,14 @@ export class MissHandler implements Notifier, Disposable {
   prefetch(page: number): number {
     this.#open()
     checkPages(page, page)
-    if (this.shadow.find(page) < 0 && !this.#grant(this.#reply, page, 0, 'ahead')) return -1
+    const held = !this.#table.doubtful && this.shadow.find(page) >= 0
+    if (!held && !this.#grant(this.#reply, page, 0, 'ahead')) return -1
     return this.shadow.lastPage(this.shadow.find(page))
   }
 
   /** Whether the device may use all pages of the range as wanted without asking. */
   covers(firstPage: number, lastPage: number, wanted: AccessBits): boolean {
+    if (this.#table.doubtful) return false
     for (let page = firstPage; page <= lastPage;) {
       const slot = this.shadow.find(page)
       if (slot < 0 || (this.shadow.access(slot) & wanted) !== wanted) return false
@@ -216,19 +200,20 @@ export class MissHandler implements Notifier, Disposable {
   /**
    * For a queue that stopped without a miss, because the device holds the page with too little
    * permission (K2). repaired: a new entry is in place; kick the queue, nothing else wakes it.
-   * granted: the device may do that already, look elsewhere. fault: the tables refuse.
+   * granted: the device may do that already; it may have stopped before, so kick. fault: the
+   * tables refuse.
    * @throws SystemError when the device refuses
    */
   repair(page: number, wanted: AccessBits): 'repaired' | 'granted' | 'fault' {
     this.#open()
     checkPages(page, page)
-    if (!this.#table.doubtful && (this.shadow.granted(page) & wanted) === wanted) return 'granted'
+    if (this.covers(page, page, wanted)) return 'granted'
     if (this.#grant(this.#reply, page, wanted, 'miss')) {
       this.#counters[count.repairs]++
       return 'repaired'
     }
     this.#counters[count.faults]++
-    this.#options.onFault?.(unansweredMiss(page, wanted, this.#cause, this.#code))
+    this.#faults.mention(page, wanted, this.#cause, this.#code)
     return 'fault'
   }
 
@@ -240,14 +225,15 @@ export class MissHandler implements Notifier, Disposable {
    */
   retry(firstPage = 0, lastPage = LAST_PAGE): number {
     this.#open()
-    const before = this.#unanswered.size
+    const faults = this.#faults
+    const before = faults.size
     for (let i = before - 1; i >= 0; i--) {
-      if (i >= this.#unanswered.size) continue
-      const page = this.#unanswered.page(i)
+      if (i >= faults.size) continue
+      const page = faults.page(i)
       if (page < firstPage || page > lastPage) continue
-      this.#grant(this.#aside, page, this.#unanswered.wanted(i), 'ahead')
+      this.#grant(this.#aside, page, faults.wanted(i), 'ahead')
     }
-    return before - this.#unanswered.size
+    return before - faults.size
   }
 
   /**
@@ -265,18 +251,18 @@ export class MissHandler implements Notifier, Disposable {
     this.#epoch[0]++
     this.#table.reset()
     this.#whole.clear()
-    this.#stopped = false
+    this.#faults.rearm()
   }
 
   /** The device forgot its misses (K9): RESET_OWNER, SET_BACKEND -1. */
   forgetMisses(): void {
-    this.#unanswered.clear()
-    this.#stopped = false
+    this.#faults.clear()
+    this.#faults.rearm()
   }
 
   /** The misses that wait for a mapping, the oldest first. */
   unanswered(): readonly UnansweredMiss[] {
-    return this.#unanswered.snapshot()
+    return this.#faults.snapshot()
   }
 
   stats(): MissStats {
@@ -285,7 +271,8 @@ export class MissHandler implements Notifier, Disposable {
       evictions: this.shadow.evictions,
       entries: this.shadow.entries,
       pages: this.shadow.pages,
-      unanswered: this.#unanswered.size,
+      unanswered: this.#faults.size,
+      forgotten: this.#faults.forgotten,
     }
   }
 
@@ -327,7 +314,7 @@ export class MissHandler implements Notifier, Disposable {
     for (let i = 0; i < batch.size && !this.#closed; i++) {
       this.#answer(batch.page(i), batch.wanted(i))
     }
-    if (this.#faults.length > 0) this.#report()
+    this.#faults.report(this.#keepError)
   }
 
   #answer(page: number, wanted: AccessBits): void {
@@ -346,21 +333,22 @@ export class MissHandler implements Notifier, Disposable {
       this.#code = 0
     }
     this.#counters[count.faults]++
-    const miss = unansweredMiss(page, wanted, this.#cause, this.#code)
-    if (!this.#unanswered.add(page, wanted, miss)) this.#counters[count.forgotten]++
-    this.#faults.push(miss)
+    this.#faults.add(page, wanted, this.#cause, this.#code)
   }
 
   /** Walks to a page and writes the UPDATE. On refusal `#cause` and `#code` say why. */
   #grant(reply: Reply, page: number, wanted: AccessBits, occasion: Occasion): boolean {
     if (this.#table.doubtful) this.#table.flush()
     if (this.shadow.full && this.#whole.size > 0) this.#refreshRings()
+    this.#cause = 'unsettled'
+    this.#code = 0
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       const epoch = this.#epoch[0]
-      if (!reply.walk(page, wanted, occasion === 'ahead')) {
+      if (!reply.walk(page, wanted, occasion === 'ahead' || attempt > 0)) {
         this.#cause = reply.refusal
         this.#code = reply.reason
-        return false
+        if (this.#epoch[0] === epoch) return false
+        continue
       }
       const whole = this.#whole.find(page)
       if (whole >= 0) reply.growWithin(this.#whole.firstPage(whole), this.#whole.lastPage(whole))
@@ -371,8 +359,6 @@ export class MissHandler implements Notifier, Disposable {
       if (whole < 0) this.#policy(reply)
       if (this.#send(reply, epoch)) return true
     }
-    this.#cause = 'unsettled'
-    this.#code = 0
     return false
   }
 
@@ -381,7 +367,7 @@ export class MissHandler implements Notifier, Disposable {
     if (this.#epoch[0] !== epoch) return false
     const { firstPage, lastPage } = reply
     this.#table.grant(reply, this.#turn[0])
-    if (this.#unanswered.size > 0) this.#unanswered.remove(firstPage, lastPage)
+    if (this.#faults.size > 0) this.#faults.woken(firstPage, lastPage)
     if (this.#epoch[0] === epoch) return true
     this.#table.takeBack(firstPage, lastPage)
     return false
@@ -428,45 +414,10 @@ export class MissHandler implements Notifier, Disposable {
       const slot = this.shadow.oldest
       const firstPage = this.shadow.firstPage(slot)
       const lastPage = this.shadow.lastPage(slot)
-      const ring = this.#whole.at(this.#whole.position(firstPage))
-      if (ring < 0 || this.#whole.firstPage(ring) > lastPage) return
-      const page = Math.max(firstPage, this.#whole.firstPage(ring))
+      const page = this.#whole.firstWithin(firstPage, lastPage)
+      if (page < 0) return
       this.#table.takeBack(firstPage, lastPage)
       if (this.#grant(this.#aside, page, 0, 'ahead')) this.#counters[count.refreshed]++
-    }
-  }
-
-  #keepWhole(firstPage: number, lastPage: number): void {
-    const whole = this.#whole
-    let first = firstPage
-    let last = lastPage
-    for (
-      let at = whole.position(firstPage), slot = whole.at(at);
-      slot >= 0;
-      slot = whole.at(++at)
-    ) {
-      if (whole.firstPage(slot) > lastPage) break
-      first = Math.min(first, whole.firstPage(slot))
-      last = Math.max(last, whole.lastPage(slot))
-    }
-    whole.removeTouching(first, last)
-    if (whole.size === WHOLE_RANGES) whole.remove(whole.oldest)
-    whole.insert(first, last)
-  }
-
-  /** Hands the faults of a batch to the policy, when all of the batch has been dealt with. */
-  #report(): void {
-    const { onFault, onStop, onDrop } = this.#options
-    for (const miss of this.#faults.splice(0)) {
-      try {
-        onFault?.(miss)
-        if (this.#fault === 'drop') onDrop?.(miss)
-        if (this.#fault !== 'stop' || this.#stopped) continue
-        this.#stopped = true
-        onStop?.(miss)
-      } catch (error) {
-        this.#keepError(error)
-      }
     }
   }
 
@@ -479,7 +430,7 @@ export class MissHandler implements Notifier, Disposable {
     }
   }
 
-  #keepError(error: unknown): void {
+  readonly #keepError = (error: unknown): void => {
     if (this.#errors.length < ERRORS) this.#errors.push(asError(error))
   }
 
@@ -493,12 +444,6 @@ export class MissHandler implements Notifier, Disposable {
   #open(): void {
     if (this.#closed) throw new InvalidState('ERR_CLOSED', 'this miss handler is closed')
   }
-}
-
-function checkedPolicy({ fault = 'stall', onStop, onDrop }: MissHandlerOptions): FaultPolicy {
-  if (fault === 'stop' && onStop === undefined) throw new TypeError(`'stop' needs onStop`)
-  if (fault === 'drop' && onDrop === undefined) throw new TypeError(`'drop' needs onDrop`)
-  return fault
 }
 
 function checkPages(firstPage: number, lastPage: number): void {

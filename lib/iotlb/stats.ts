@@ -18,7 +18,6 @@ const NAMES = [
   'repairs',
   'refreshed',
   'resent',
-  'forgotten',
 ] as const
 
 type CounterName = (typeof NAMES)[number]
