@@ -29,3 +29,13 @@ export interface GuestDma {
   /** Invalidates what was unmapped and is still waiting for it. */
   flush(): void
 }
+
+/** Mode off: the device uses gpas. */
+export const physicalDma: GuestDma = {
+  mode: 'off',
+  enable: () => undefined,
+  disable: () => undefined,
+  mapPages: (gpaPage) => gpaPage,
+  unmapPages: () => undefined,
+  flush: () => undefined,
+}

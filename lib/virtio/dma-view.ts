@@ -5,7 +5,7 @@
  * invalidated, so that walking a ring costs one translation and not one per word. It holds no
  * translation across an invalidation (DESIGN R1): the generation is compared at each access.
  */
-import { LAST_PAGE, PAGE_SHIFT, PAGE_SIZE, READWRITE } from '../address'
+import { LAST_PAGE, PAGE_SHIFT, PAGE_SIZE, READ, READWRITE, WRITE } from '../address'
 import type { AccessBits } from '../address'
 import { PageTranslation } from '../memory/address-space'
 import type { AddressSpace } from '../memory/address-space'
@@ -139,6 +139,33 @@ export class DmaWindow {
   contiguous(page: number, byte: number): number {
     const at = page + (byte >>> PAGE_SHIFT)
     return (this.#located.lastPage - at + 1) * PAGE_SIZE - (byte & (PAGE_SIZE - 1))
+  }
+
+  /**
+   * Copies what the device reads at an address into `into`.
+   * @returns false where the access is refused; what was copied before stays
+   */
+  read(page: number, byte: number, into: Uint8Array, at: number, length: number): boolean {
+    for (let done = 0; done < length;) {
+      const from = this.reach(page, byte + done, READ)
+      if (from < 0) return false
+      const run = Math.min(length - done, this.contiguous(page, byte + done))
+      into.set(this.region.u8.subarray(from, from + run), at + done)
+      done += run
+    }
+    return true
+  }
+
+  /** The device writes `length` bytes of `from`. @returns as `read` */
+  write(page: number, byte: number, from: Uint8Array, at: number, length: number): boolean {
+    for (let done = 0; done < length;) {
+      const to = this.reach(page, byte + done, WRITE)
+      if (to < 0) return false
+      const run = Math.min(length - done, this.contiguous(page, byte + done))
+      this.region.u8.set(from.subarray(at + done, at + done + run), to)
+      done += run
+    }
+    return true
   }
 
   #locate(page: number, wanted: AccessBits): boolean {

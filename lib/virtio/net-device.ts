@@ -9,8 +9,8 @@ import type { RingAddresses } from './ring-layout'
 export interface NetDevice {
   /** Every feature bit offered, those of the transport included. */
   readonly features: bigint
-  /** The 16-bit source id of its DMA. */
-  readonly requester: number
+  /** The 16-bit source id of its DMA, where it is known. */
+  readonly requester: number | undefined
   setFeatures(bits: bigint): void
   /**
    * Queue 2n receives and queue 2n + 1 transmits, for pair n.

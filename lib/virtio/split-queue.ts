@@ -6,7 +6,7 @@
  * addresses in it are not followed except for an indirect table. The kernel's vhost is the device
  * that this package serves; this view is for looking ahead of it, for fakes and for tests.
  */
-import { pageOf } from '../address'
+import { READ, WRITE, pageOf } from '../address'
 import type { AccessBits } from '../address'
 import { DmaWindow } from './dma-view'
 import type { DmaView } from './dma-view'
@@ -93,8 +93,6 @@ export interface SplitQueueOptions {
 const MAX_CHAIN_BYTES = 2 ** 32
 const PAGES_PER_HIGH_WORD = 2 ** 20
 const LAST_HIGH_WORD = 0xffffffff
-const READ = 1
-const WRITE = 2
 
 /** A ring part: the device address of its first byte, and the window on it. */
 class Part {

@@ -1,0 +1,161 @@
+/**
+ * One queue of a network driver: its ring in guest memory, mapped for as long as the queue lives
+ * (what Linux does with `dma_alloc_coherent`), and a pool of page-sized buffers beside it.
+ */
+import { PAGE_SIZE, READ, READWRITE } from '../address'
+import type { AccessBits } from '../address'
+import type { GuestMemory } from '../memory/guest-memory'
+import { DriverQueue } from '../virtio/driver-queue'
+import { DESC, ringLayout } from '../virtio/ring-layout'
+import type { RingAddresses } from '../virtio/ring-layout'
+import type { GuestDma } from './dma'
+import type { PageAllocator } from './page-allocator'
+
+const UNMAPPED = -1
+
+/** Where a driver's memory comes from, and how its device reaches it. */
+export interface Surroundings {
+  readonly memory: GuestMemory
+  readonly pages: PageAllocator
+  readonly dma: GuestDma
+}
+
+export interface NetRingOptions {
+  readonly size: number
+  readonly eventIndex: boolean
+  /** Entries of each indirect table; 0 for none. */
+  readonly indirectSegments: number
+}
+
+/** Pages that are mapped together: gpa page, device page, number. */
+interface Area {
+  readonly gpaPage: number
+  readonly devicePage: number
+  readonly count: number
+}
+
+export class NetRing {
+  readonly queue: DriverQueue
+  /** As the device uses them. */
+  readonly addresses: RingAddresses
+  readonly #around: Surroundings
+  readonly #areas: Area[] = []
+
+  /** @throws InvalidState ERR_EXHAUSTED; RangeError for a size that no ring has */
+  constructor(around: Surroundings, options: NetRingOptions) {
+    const { size, eventIndex, indirectSegments } = options
+    const layout = ringLayout(size)
+    this.#around = around
+    try {
+      const ring = this.#area(layout.bytes, READWRITE)
+      this.addresses = addresses(ring.devicePage, layout)
+      const bytes = DESC.bytes * indirectSegments * size
+      const tables = bytes === 0 ? undefined : this.#area(bytes, READ)
+      const indirect =
+        tables === undefined
+          ? {}
+          : {
+              indirect: {
+                gpa: byteOf(tables.gpaPage),
+                address: byteOf(tables.devicePage),
+                segments: indirectSegments,
+              },
+            }
+      this.queue = new DriverQueue(around.memory, addresses(ring.gpaPage, layout), {
+        eventIndex,
+        ...indirect,
+      })
+    } catch (error) {
+      this.close()
+      throw error
+    }
+  }
+
+  /** The device must have stopped. */
+  close(): void {
+    const { dma, pages } = this.#around
+    for (const { gpaPage, devicePage, count } of this.#areas.splice(0)) {
+      dma.unmapPages(devicePage, count)
+      pages.free(gpaPage, count)
+    }
+  }
+
+  #area(bytes: number, access: 1 | 3): Area {
+    const { dma, pages } = this.#around
+    const count = Math.ceil(bytes / PAGE_SIZE)
+    const gpaPage = pages.allocate(count)
+    try {
+      const area = { gpaPage, devicePage: dma.mapPages(gpaPage, count, access), count }
+      this.#areas.push(area)
+      return area
+    } catch (error) {
+      pages.free(gpaPage, count)
+      throw error
+    }
+  }
+}
+
+/** Buffers of one page each, contiguous in guest memory, named by number. */
+export class BufferPool {
+  readonly count: number
+  readonly u8: Uint8Array
+  /** Byte of `u8` at which buffer 0 begins. */
+  readonly base: number
+  readonly #firstPage: number
+  readonly #pages: PageAllocator
+  readonly #dma: GuestDma
+  /** Device page of each buffer, or -1 while it is not mapped. */
+  readonly #devicePage: Float64Array
+
+  /** @throws InvalidState ERR_EXHAUSTED */
+  constructor({ memory, pages, dma }: Surroundings, count: number) {
+    this.count = count
+    this.#firstPage = pages.allocate(count)
+    const region = memory.find(this.#firstPage * PAGE_SIZE)
+    if (region === undefined) throw new RangeError(`page ${this.#firstPage} is not memory`)
+    this.u8 = region.u8
+    this.base = this.#firstPage * PAGE_SIZE - region.start
+    this.#devicePage = new Float64Array(count).fill(UNMAPPED)
+    this.#pages = pages
+    this.#dma = dma
+  }
+
+  /** Byte of `u8` at which a buffer begins. */
+  byteOf(buffer: number): number {
+    return this.base + buffer * PAGE_SIZE
+  }
+
+  /** @returns the device page */
+  map(buffer: number, access: AccessBits): number {
+    const page = this.#dma.mapPages(this.#firstPage + buffer, 1, access)
+    this.#devicePage[buffer] = page
+    return page
+  }
+
+  unmap(buffer: number): void {
+    const page = this.#devicePage[buffer]
+    if (page === UNMAPPED) return
+    this.#devicePage[buffer] = UNMAPPED
+    this.#dma.unmapPages(page, 1)
+  }
+
+  /** Unmaps everything. The device must have stopped. */
+  close(): void {
+    for (let buffer = 0; buffer < this.count; buffer++) this.unmap(buffer)
+    this.#pages.free(this.#firstPage, this.count)
+  }
+}
+
+function addresses(page: number, layout: ReturnType<typeof ringLayout>): RingAddresses {
+  const start = byteOf(page)
+  return {
+    size: layout.size,
+    desc: start + BigInt(layout.desc),
+    avail: start + BigInt(layout.avail),
+    used: start + BigInt(layout.used),
+  }
+}
+
+function byteOf(page: number): bigint {
+  return BigInt(page) << 12n
+}

@@ -1,0 +1,133 @@
+/**
+ * The sending half of a network driver: frames into buffers, buffers into chains, and back.
+ *
+ * A frame is copied into pages of the pool, header first; each page is mapped before it is offered
+ * and unmapped when its chain has completed. Nothing allocates per frame.
+ */
+import { PAGE_SHIFT, PAGE_SIZE, READ } from '../address'
+import type { DriverQueue } from '../virtio/driver-queue'
+import { MAX_FRAME_BYTES, NET_HEADER_BYTES, writeNetHeader } from '../virtio/net'
+import type { Offload } from '../virtio/net'
+import type { BufferPool } from './net-ring'
+
+/** Buffers of the longest frame, and so entries of an indirect table. */
+export const LONGEST_CHAIN = Math.ceil((MAX_FRAME_BYTES + NET_HEADER_BYTES) / PAGE_SIZE)
+/** An Ethernet header. */
+export const MIN_FRAME_BYTES = 14
+const NONE = -1
+
+export class NetTransmit {
+  completed = 0
+  readonly #queue: DriverQueue
+  readonly #pool: BufferPool
+  /** Stack of free buffers. */
+  readonly #free: Int32Array
+  #freeCount: number
+  /** The next buffer of the same frame, or -1. */
+  readonly #next: Int32Array
+  /** Buffers of the frame that is being placed. */
+  #taken = 0
+
+  constructor(queue: DriverQueue, pool: BufferPool) {
+    this.#queue = queue
+    this.#pool = pool
+    this.#free = Int32Array.from({ length: pool.count }, (_, at) => pool.count - 1 - at)
+    this.#freeCount = pool.count
+    this.#next = new Int32Array(pool.count).fill(NONE)
+  }
+
+  /** Whether a frame of `bytes` can be taken now, completions that are there counted in. */
+  hasRoom(bytes: number): boolean {
+    const buffers = buffersOf(bytes)
+    if (this.#fits(buffers)) return true
+    this.reap()
+    return this.#fits(buffers)
+  }
+
+  /**
+   * Copies the frame and places it in the ring, not yet visible to the device.
+   * @returns false when there is no room
+   * @throws RangeError for a length that no frame has
+   */
+  place(frame: Uint8Array, offload: Offload | undefined): boolean {
+    const bytes = frame.length
+    if (bytes < MIN_FRAME_BYTES || bytes > MAX_FRAME_BYTES) {
+      throw new RangeError(`a frame has ${MIN_FRAME_BYTES} to ${MAX_FRAME_BYTES} bytes: ${bytes}`)
+    }
+    if (!this.hasRoom(bytes)) return false
+    const first = this.#free[this.#freeCount - 1]
+    writeNetHeader(this.#pool.u8, this.#pool.byteOf(first), offload)
+    this.#queue.begin()
+    this.#taken = 0
+    try {
+      if (bytes <= PAGE_SIZE - NET_HEADER_BYTES) {
+        this.#pool.u8.set(frame, this.#pool.byteOf(first) + NET_HEADER_BYTES)
+        this.#take(NONE, NET_HEADER_BYTES + bytes)
+      } else {
+        this.#spread(frame)
+      }
+    } catch (error) {
+      if (this.#taken > 0) this.#release(first)
+      throw error
+    }
+    this.#queue.end(first)
+    return true
+  }
+
+  /** Takes back what has completed. @returns how many frames */
+  reap(): number {
+    const { completion } = this.#queue
+    let frames = 0
+    while (this.#queue.collect()) {
+      this.#release(completion.token)
+      frames++
+    }
+    this.completed += frames
+    return frames
+  }
+
+  #fits(buffers: number): boolean {
+    return this.#freeCount >= buffers && this.#queue.fits(buffers)
+  }
+
+  #spread(frame: Uint8Array): void {
+    let previous = NONE
+    let room = PAGE_SIZE - NET_HEADER_BYTES
+    for (let done = 0; done < frame.length;) {
+      const length = Math.min(room, frame.length - done)
+      const at = this.#pool.byteOf(this.#free[this.#freeCount - 1]) + PAGE_SIZE - room
+      this.#pool.u8.set(frame.subarray(done, done + length), at)
+      previous = this.#take(previous, PAGE_SIZE - room + length)
+      done += length
+      room = PAGE_SIZE
+    }
+  }
+
+  /** Maps the buffer on top of the stack and adds it to the chain. */
+  #take(previous: number, length: number): number {
+    const buffer = this.#free[this.#freeCount - 1]
+    const page = this.#pool.map(buffer, READ)
+    this.#freeCount -= 1
+    this.#taken += 1
+    this.#next[buffer] = NONE
+    if (previous !== NONE) this.#next[previous] = buffer
+    this.#queue.segment(page, 0, length, false)
+    return buffer
+  }
+
+  /** Unmaps the buffers of a frame. */
+  #release(first: number): void {
+    for (let buffer = first; buffer !== NONE;) {
+      const next = this.#next[buffer]
+      this.#pool.unmap(buffer)
+      this.#next[buffer] = NONE
+      this.#free[this.#freeCount] = buffer
+      this.#freeCount += 1
+      buffer = next
+    }
+  }
+}
+
+function buffersOf(bytes: number): number {
+  return (NET_HEADER_BYTES + bytes + PAGE_SIZE - 1) >>> PAGE_SHIFT
+}
