@@ -122,14 +122,14 @@ export class Shadow {
    */
   insert(firstPage: number, lastPage: number, hvaPage: number, access: AccessBits, turn = 0): void {
     const map = this.#map
-    if (map.touches(firstPage, lastPage)) {
-      throw new RangeError(`pages ${firstPage} to ${lastPage} touch an entry: invalidate it first`)
-    }
-    if (map.size >= this.limit) {
+    if (map.size >= this.limit && !map.touches(firstPage, lastPage)) {
       map.remove(map.oldest)
       this.#evictions++
     }
     const slot = map.insert(firstPage, lastPage)
+    if (slot < 0) {
+      throw new RangeError(`pages ${firstPage} to ${lastPage} touch an entry: invalidate it first`)
+    }
     if (slot >= this.#hvaPage.length) this.#widen()
     this.#hvaPage[slot] = hvaPage
     this.#access[slot] = access

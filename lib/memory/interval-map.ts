@@ -23,6 +23,8 @@ export class IntervalMap {
   #oldest = NONE
   #newest = NONE
   #size = 0
+  /** The last answer of `position`: one operation follows another at the same place. */
+  #hint = 0
   /** One number, kept in an array because a field would be boxed at each write. */
   readonly #pages = new Float64Array(1)
 
@@ -91,13 +93,21 @@ export class IntervalMap {
    * that holds it, or the next one above. `size` when there is none.
    */
   position(page: number): number {
+    const last = this.#last
+    const sorted = this.#sorted
+    const size = this.#size
+    const hint = this.#hint
+    if (hint <= size && (hint === size || last[sorted[hint]] >= page)) {
+      if (hint === 0 || last[sorted[hint - 1]] < page) return hint
+    }
     let low = 0
-    let high = this.#size
+    let high = size
     while (low < high) {
       const middle = (low + high) >>> 1
-      if (this.#last[this.#sorted[middle]] < page) low = middle + 1
+      if (last[sorted[middle]] < page) low = middle + 1
       else high = middle
     }
+    this.#hint = low
     return low
   }
 
