@@ -10,6 +10,8 @@ import { SystemError, succeeded } from './errors'
 import { native } from './native'
 import type { Descriptor, Mapping, Poller } from './native'
 
+export type { Descriptor, Mapping as RawMapping, Poller } from './native'
+
 const EAGAIN = -11
 
 export interface RawPollOptions {

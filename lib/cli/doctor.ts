@@ -4,7 +4,8 @@
  */
 import { accessSync, constants, existsSync, readFileSync, readdirSync } from 'node:fs'
 import { release } from 'node:os'
-import { FEATURES, VhostDevice } from '../vhost/vhost-device'
+import { VhostDevice } from '../vhost/vhost-device'
+import { hasFeature } from '../virtio/net'
 
 export interface Finding {
   readonly what: string
@@ -59,7 +60,7 @@ function vhostNet(): Finding {
   const what = '/dev/vhost-net'
   try {
     using device = VhostDevice.open()
-    const offered = (device.features & FEATURES.ACCESS_PLATFORM) !== 0n
+    const offered = hasFeature(device.features, 'VIRTIO_F_ACCESS_PLATFORM')
     const found = `opens, features 0x${device.features.toString(16)}`
     if (offered) return { what, state: 'ok', found }
     return {
@@ -131,7 +132,8 @@ function hugePages(): Finding {
   const folder = '/sys/kernel/mm/hugepages'
   const sizes = existsSync(folder) ? readdirSync(folder) : []
   const free = sizes.map(
-    (size) => `${size.replace('hugepages-', '')}: ${read(`${folder}/${size}/free_hugepages`) ?? '?'}`,
+    (size) =>
+      `${size.replace('hugepages-', '')}: ${read(`${folder}/${size}/free_hugepages`) ?? '?'}`,
   )
   const some = free.some((line) => !line.endsWith(': 0'))
   const found = free.length > 0 ? `free ${free.join(', ')}` : 'not supported'

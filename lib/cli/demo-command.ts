@@ -1,0 +1,60 @@
+/** Where the demonstration runs, and what of it goes to which stream. */
+import { accessSync, constants } from 'node:fs'
+import { join } from 'node:path'
+import { runInVm } from '../vm/run-in-vm'
+import type { KernelLine } from '../vm/kernel'
+import { demonstrate } from './demo'
+import type { DemoResult } from './demo'
+
+export const WHERES = ['auto', 'host', 'vm'] as const
+export const MAPPINGS = ['off', 'passthrough', 'static', 'lazy', 'strict'] as const
+
+export interface DemoOptions {
+  readonly where: (typeof WHERES)[number]
+  readonly mapping: DemoResult['mapping']
+  readonly kernel: KernelLine
+  readonly json: boolean
+}
+
+/** @returns the exit status: 0 only if every frame arrived */
+export async function demo(options: DemoOptions): Promise<number> {
+  const inside = options.where === 'vm' || (options.where === 'auto' && !hostCan())
+  return inside ? inVm(options) : onHost(options)
+}
+
+async function onHost({ mapping, json }: DemoOptions): Promise<number> {
+  const result = await demonstrate(mapping, (line) => {
+    // Progress is for people; with --json the object alone is on standard output.
+    if (json) console.error(line)
+    else console.log(line)
+  })
+  if (json) console.log(JSON.stringify(result))
+  return result.ok ? 0 : 1
+}
+
+async function inVm({ mapping, kernel, json }: DemoOptions): Promise<number> {
+  const flags = ['--where', 'host', '--mapping', mapping, ...(json ? ['--json'] : [])]
+  const say = json ? console.error : console.log
+  const { status } = await runInVm({
+    command: [process.execPath, join(__dirname, 'main.js'), 'demo', ...flags],
+    projectDirectory: process.cwd(),
+    kernel,
+    timeoutSeconds: 120,
+    onProgress: ({ text, elapsedMs }) => {
+      say(`${(elapsedMs / 1000).toFixed(1).padStart(5)} s  ${text}`)
+    },
+  })
+  return status
+}
+
+function hostCan(): boolean {
+  if (process.getuid?.() !== 0) return false
+  try {
+    for (const path of ['/dev/vhost-net', '/dev/net/tun']) {
+      accessSync(path, constants.R_OK | constants.W_OK)
+    }
+    return true
+  } catch {
+    return false
+  }
+}

@@ -1,0 +1,98 @@
+#!/usr/bin/env node
+/** The command line: options in, exit status out. Each command's work is in its own file. */
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { Command, InvalidArgumentError, Option } from 'commander'
+import { MAPPINGS, WHERES, demo } from './demo-command'
+import type { DemoOptions } from './demo-command'
+import { examine, report, usable } from './doctor'
+import { vm } from './vm'
+import type { VmCommandOptions } from './vm'
+
+const { version } = JSON.parse(readFileSync(join(__dirname, '../../package.json'), 'utf8')) as {
+  version: string
+}
+
+const program = new Command('vhost-iotlb')
+  .description("The kernel's vhost-net behind an emulated IOMMU")
+  .version(version)
+  .enablePositionalOptions()
+  .showHelpAfterError()
+
+program
+  .command('demo')
+  .description("echo requests through vhost-net, answered by the kernel's own network stack")
+  .addOption(where())
+  .addOption(
+    new Option('--mapping <mapping>', 'what the guest side maps')
+      .choices(MAPPINGS)
+      .default('strict'),
+  )
+  .addOption(kernel())
+  .option('--json', 'print one object, and nothing else, on standard output', false)
+  .addHelpText(
+    'after',
+    '\nThe host needs root and /dev/vhost-net; `auto` boots a nested VM where it has them not.' +
+      '\n\nExamples:\n  vhost-iotlb demo\n  vhost-iotlb demo --where vm --kernel 6.1 --mapping lazy' +
+      '\n  vhost-iotlb demo --json | jq .hitRate',
+  )
+  .action(async (options: DemoOptions) => {
+    process.exitCode = await demo(options)
+  })
+
+program
+  .command('doctor')
+  .description('what this host has and lacks; exit status 0 if vhost-net is usable')
+  .option('--json', 'print the findings as an array', false)
+  .addHelpText('after', '\nExample:\n  vhost-iotlb doctor && echo usable')
+  .action((options: { readonly json: boolean }) => {
+    const findings = examine()
+    console.log(options.json ? JSON.stringify(findings, null, 2) : report(findings))
+    process.exitCode = usable(findings) ? 0 : 1
+  })
+
+program
+  .command('vm')
+  .description('run a command in a machine that has /dev/vhost-net; without one, a shell')
+  .argument('[command...]', 'program and arguments, with the files of this host')
+  .passThroughOptions()
+  .addOption(kernel())
+  .option('--memory <MiB>', 'memory of the machine', integer, 2048)
+  .option('--cpus <n>', 'processors of the machine', integer, 2)
+  .option('--timeout <seconds>', 'how long it may run, boot included', integer)
+  .addHelpText(
+    'after',
+    '\nThe current directory is shared for writing, all else is kept in memory. The exit status is' +
+      "\nthe command's own, 124 at the time limit." +
+      '\n\nExamples:\n  vhost-iotlb vm\n  vhost-iotlb vm --kernel 6.1 -- vhost-iotlb doctor' +
+      '\n  vhost-iotlb vm -- node script.js',
+  )
+  .action(async (command: readonly string[], options: VmCommandOptions) => {
+    process.exitCode = await vm(command, options)
+  })
+
+program.parseAsync().catch((error: unknown) => {
+  console.error(`vhost-iotlb: ${error instanceof Error ? error.message : String(error)}`)
+  if (process.env['DEBUG'] !== undefined) console.error(error)
+  process.exitCode = 1
+})
+
+function where(): Option {
+  return new Option('--where <place>', 'on this host, or in a nested VM')
+    .choices(WHERES)
+    .default('auto')
+}
+
+function kernel(): Option {
+  return new Option('--kernel <line>', "the nested VM's kernel")
+    .choices(['6.12', '6.1'])
+    .default('6.12')
+}
+
+function integer(value: string): number {
+  const number = Number(value)
+  if (!/^\d+$/.test(value) || !Number.isSafeInteger(number) || number === 0) {
+    throw new InvalidArgumentError('a positive whole number is needed')
+  }
+  return number
+}

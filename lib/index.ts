@@ -1,0 +1,74 @@
+/** The public surface; nothing is defined here. */
+export {
+  GiB,
+  KiB,
+  MiB,
+  accessBits,
+  accessOf,
+  gpa,
+  hva,
+  iova,
+  iovaOfPage,
+  iovaRange,
+  pageOf,
+} from './address'
+export type { Access, AccessBits, Gpa, Hva, Iova, Range } from './address'
+export { InvalidState, SystemError } from './errors'
+export type { InvalidStateCode, SystemErrorDetail } from './errors'
+export { raw } from './raw'
+export type { Descriptor, Poller, RawListener, RawMapping, RawPollOptions } from './raw'
+
+export { GuestMemory } from './memory/guest-memory'
+export type { HugePages, MemoryRegion, RegionOptions, SharedMemory } from './memory/guest-memory'
+export { PageTranslation } from './memory/address-space'
+export type {
+  AddressSpace,
+  AddressSpaceState,
+  Fault,
+  FaultReason,
+  InvalidationSource,
+  Notifier,
+  Translation,
+} from './memory/address-space'
+
+export { requesterName, sourceId } from './iommu/iommu'
+export type { Iommu, MmioDevice, Requester, WalkStep } from './iommu/iommu'
+export { IntelIommu } from './iommu/intel/intel-iommu'
+export type { IntelIommuEvents, RecordedFault } from './iommu/intel/intel-iommu'
+
+export { SplitQueue } from './virtio/split-queue'
+export { DriverQueue } from './virtio/driver-queue'
+export type { DmaView } from './virtio/dma-view'
+export { FEATURE, featureNames, features, hasFeature } from './virtio/net'
+export type { Feature } from './virtio/net'
+export type { NetDevice } from './virtio/net-device'
+
+export { Miss } from './iotlb/channel'
+export type { IotlbChannel } from './iotlb/channel'
+export { MissHandler } from './iotlb/miss-handler'
+export type { FaultPolicy, MissHandlerOptions } from './iotlb/miss-handler'
+export { exact, merged } from './iotlb/reply-policy'
+export type { ReplyPolicy } from './iotlb/reply-policy'
+export { Shadow } from './iotlb/shadow'
+
+export { KernelChannel } from './vhost/kernel-channel'
+export { VhostDevice } from './vhost/vhost-device'
+export { VhostNet } from './vhost/net'
+export type { StallReport, VhostNetOptions, VhostNetStats } from './vhost/net'
+export { Tap } from './vhost/tap'
+export type { TapOptions } from './vhost/tap'
+export * as uapi from './vhost/uapi'
+
+export { IntelIommuDriver } from './guest/intel-iommu-driver'
+export type { IntelIommuDriverOptions, PageSize } from './guest/intel-iommu-driver'
+export { NetDriver } from './guest/net-driver'
+export type {
+  FrameListener,
+  Mapping,
+  NetDriverOptions,
+  NetDriverStats,
+  SendOptions,
+} from './guest/net-driver'
+export { PageAllocator } from './guest/page-allocator'
+
+export { FakeVhost } from './testing/fake-channel'
