@@ -1,0 +1,188 @@
+/**
+ * What runs inside the VM before the command: the first process, as two shell scripts, and the job
+ * that the host sends to it. Busybox runs both scripts; the command runs on the host's own files.
+ *
+ * The ports, by name: `control` carries the job to the guest, and when the host closes it the VM
+ * powers off; `status` carries stages and the result back; `stdin`, `stdout` and `stderr` are the
+ * command's. The console carries only what the kernel says.
+ */
+
+/** Written to the console as the first thing that the guest's first process does. */
+export const INIT_MARKER = 'vhost-iotlb: init'
+
+/** The command, and where and how it runs. */
+export interface Job {
+  /** Mounted writable at its own path; everything else that is written stays in the guest's memory. */
+  readonly projectDirectory: string
+  readonly workingDirectory: string
+  /** Empty for an interactive shell. */
+  readonly command: readonly string[]
+  /** The whole environment. */
+  readonly env: Readonly<Record<string, string>>
+  /** Size of the terminal that the command gets; without it, it gets pipes. */
+  readonly terminal?: TerminalSize
+}
+
+export interface TerminalSize {
+  readonly rows: number
+  readonly columns: number
+}
+
+/** The result as the guest reports it. */
+export interface JobResult {
+  /** As a shell would say it: 128 and the signal's number after a death by signal. */
+  readonly status: number
+  /** The number of the signal that killed the command, 0 if none did. */
+  readonly signal: number
+  readonly stdoutBytes: number
+  readonly stderrBytes: number
+}
+
+/** A path in the guest that no host file can be in the way of: /run is the guest's own. */
+const RUN = '/run/vhost-iotlb'
+
+/**
+ * Mounts the host's root under a layer in memory, and moves there. Everything is done with the shell
+ * and the applets inside one busybox, so the archive holds nothing else.
+ */
+export const INIT_SCRIPT = `#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+echo '${INIT_MARKER}'
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+fail() { echo "vhost-iotlb: $*" >/dev/console; poweroff -f; }
+while read -r module; do
+  insmod "$module" || echo "vhost-iotlb: cannot insert $module"
+done </modules/order
+
+port() {
+  for entry in /sys/class/virtio-ports/*; do
+    [ "$(cat "$entry/name")" = "$1" ] && echo "/dev/\${entry##*/}" && return
+  done
+}
+tries=0
+while [ -z "$(port stderr)" ]; do
+  tries=$((tries + 1))
+  [ $tries -gt 200 ] && fail 'no channel to the host'
+  usleep 20000
+done
+exec 7<>"$(port control)" 8>"$(port status)"
+echo 'stage modules' >&8
+read -r length <&7
+dd bs=1 count="$length" <&7 >/settings 2>/dev/null
+read -r length <&7
+dd bs=1 count="$length" <&7 >/job 2>/dev/null
+. /settings
+
+mkdir -p /host /layer /new
+mount -t virtiofs host /host || fail 'cannot mount the root of the host'
+mount -t tmpfs layer /layer
+mkdir /layer/upper /layer/work
+mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work root /new ||
+  fail 'cannot lay memory over the root of the host'
+mkdir -p "/new$project"
+mount --bind "/host$project" "/new$project" || fail "cannot mount $project"
+mount -t proc proc /new/proc
+mount -t sysfs sysfs /new/sys
+mount -t devtmpfs dev /new/dev
+mount -t tmpfs run /new/run
+mkdir -p /new/dev/pts /new/dev/shm /new${RUN} /new/run/lock /new/run/netns
+mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /new/dev/pts
+mount -t tmpfs shm /new/dev/shm
+mount -t debugfs debugfs /new/sys/kernel/debug 2>/dev/null
+mount -t cgroup2 cgroup2 /new/sys/fs/cgroup 2>/dev/null
+ln -sf /proc/self/fd /new/dev/fd
+ln -sf /proc/self/fd/0 /new/dev/stdin
+ln -sf /proc/self/fd/1 /new/dev/stdout
+ln -sf /proc/self/fd/2 /new/dev/stderr
+rm -f /new/dev/ptmx
+ln -s pts/ptmx /new/dev/ptmx
+cp /bin/busybox /settings /job /run-job /new${RUN}/
+port stdin >/new${RUN}/stdin
+port stdout >/new${RUN}/stdout
+port stderr >/new${RUN}/stderr
+umount /sys /proc
+exec /bin/busybox switch_root /new ${RUN}/busybox sh ${RUN}/run-job
+`
+
+/**
+ * Runs the job and reports. The command gets pipes, not the ports themselves, because a port cannot
+ * be opened twice (\`/dev/stderr\`). When it ends, all that it left running is killed, so that the
+ * pipes end; the byte counts tell the host when it has all of the output.
+ */
+export const RUN_JOB_SCRIPT = `cd ${RUN}
+. ./settings
+ifconfig lo up
+hostname vhost-iotlb
+(while read -r line <&7; do :; done; poweroff -f) &
+keep=" $! "
+if [ "$terminal" = 1 ]; then
+  stty rows "$rows" cols "$columns" </dev/hvc0
+  echo 'stage command' >&8
+  setsid -c ./busybox time -o result -f '' /bin/sh ./job <>/dev/hvc0 >&0 2>&1 7>&- 8>&-
+  status=$?
+else
+  mkfifo in out err
+  dd bs=65536 <out 2>out.count >"$(cat stdout)" 7>&- 8>&- &
+  out=$!
+  dd bs=65536 <err 2>err.count >"$(cat stderr)" 7>&- 8>&- &
+  err=$!
+  cat <"$(cat stdin)" >in 7>&- 8>&- 2>/dev/null &
+  keep="$keep$out $err "
+  echo 'stage command' >&8
+  setsid ./busybox time -o result -f '' /bin/sh ./job <in >out 2>err 7>&- 8>&-
+  status=$?
+fi
+signal=$(sed -n 's/^Command terminated by signal //p' result)
+[ -n "$signal" ] && status=$((128 + signal))
+for process in /proc/[0-9]*; do
+  id=\${process#/proc/}
+  [ "$id" = 1 ] && continue
+  case "$keep" in *" $id "*) continue ;; esac
+  [ -n "$(readlink "$process/exe")" ] && kill -9 "$id" 2>/dev/null
+done
+[ "$terminal" = 1 ] || wait $out $err
+count() { sed -n '3s/ .*//p' "$1" 2>/dev/null; }
+sync
+stdout=$(count out.count)
+stderr=$(count err.count)
+echo "exit $status \${signal:-0} \${stdout:-0} \${stderr:-0}" >&8
+while :; do sleep 3600; done
+`
+
+/** The bytes of a job on the control port: two scripts, each after a line with its length. */
+export function encodeJob(job: Job): Buffer {
+  const { terminal } = job
+  const settings = [
+    `project=${quoted(job.projectDirectory)}`,
+    `terminal=${terminal === undefined ? 0 : 1}`,
+    `rows=${terminal?.rows ?? 0}`,
+    `columns=${terminal?.columns ?? 0}`,
+  ]
+  const command = job.command.length === 0 ? ['/bin/sh', '-c', SHELL] : job.command
+  const assignments = Object.entries(job.env).map(([name, value]) => `${name}=${value}`)
+  const words = ['/usr/bin/env', '-i', ...assignments, ...command].map(quoted)
+  const script = [`cd ${quoted(job.workingDirectory)} || exit 126`, `exec ${words.join(' ')}`]
+  return Buffer.concat([settings, script].map(block))
+}
+
+/** The interactive shell: bash where there is one. */
+const SHELL = 'command -v bash >/dev/null && exec bash; exec sh'
+
+/** Reads the line with the result from the status port; undefined for any other line. */
+export function decodeResult(line: string): JobResult | undefined {
+  const match = /^exit (\d+) (\d+) (\d+) (\d+)$/.exec(line)
+  if (match === null) return undefined
+  const [status, signal, stdoutBytes, stderrBytes] = match.slice(1).map(Number)
+  return { status, signal, stdoutBytes, stderrBytes }
+}
+
+function block(lines: readonly string[]): Buffer {
+  const text = Buffer.from(`${lines.join('\n')}\n`)
+  return Buffer.concat([Buffer.from(`${text.length}\n`), text])
+}
+
+/** One word of a shell command, whatever is in it. */
+function quoted(word: string): string {
+  return `'${word.replaceAll("'", "'\\''")}'`
+}

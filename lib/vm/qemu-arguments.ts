@@ -1,0 +1,95 @@
+/**
+ * The command lines of QEMU and of the kernel in it. They are pure functions of what the VM is to be;
+ * what was measured to work, and to break, is the reason of each unusual option.
+ */
+
+export type Accelerator = 'kvm' | 'tcg'
+
+/** Numbers of descriptors that QEMU inherits, each one end of a socket pair. */
+export interface Descriptors {
+  readonly console: number
+  readonly control: number
+  readonly status: number
+  readonly stdin: number
+  readonly stdout: number
+  readonly stderr: number
+  /** The connection to the virtiofs server. */
+  readonly files: number
+}
+
+export interface QemuSettings {
+  readonly accelerator: Accelerator
+  readonly cpus: number
+  readonly memoryMiB: number
+  /** Path of the kernel. */
+  readonly kernel: string
+  /** Path of the first root file system. */
+  readonly image: string
+  readonly descriptors: Descriptors
+  /** Whether stdin and stdout are one terminal (`/dev/hvc0`). */
+  readonly terminal: boolean
+}
+
+/**
+ * A named model: with `max`, two processors and one thread each, QEMU 7.2 oopsed once in code that the
+ * kernel had patched. What this emulation lacks is taken away, or QEMU warns of it at each start.
+ */
+const TCG_CPU = 'Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid'
+
+/**
+ * `no_timer_check` and `tsc=unstable`: Linux 6.1 hung twice on "8254 timer not connected to IO-APIC"
+ * while the host was loaded. `mitigations=off`: nothing in there is worth protecting from itself.
+ */
+const KERNEL_ARGUMENTS = [
+  'console=ttyS0',
+  'quiet',
+  'panic=-1',
+  'no_timer_check',
+  'tsc=unstable',
+  'mitigations=off',
+]
+
+export function kernelArguments(): string {
+  return KERNEL_ARGUMENTS.join(' ')
+}
+
+export function qemuArguments(settings: QemuSettings): string[] {
+  const { accelerator, cpus, memoryMiB, descriptors } = settings
+  const kvm = accelerator === 'kvm'
+  return [
+    ...['-name', 'vhost-iotlb', '-nodefaults', '-no-user-config', '-no-reboot'],
+    ...['-display', 'none', '-machine', 'q35'],
+    ...['-accel', kvm ? 'kvm' : 'tcg,thread=multi', '-cpu', kvm ? 'host' : TCG_CPU],
+    ...['-smp', String(cpus), '-m', `${memoryMiB}M`],
+    // The file server maps the guest's memory, which must therefore be shared.
+    ...['-object', `memory-backend-memfd,id=memory,size=${memoryMiB}M,share=on`],
+    ...['-numa', 'node,memdev=memory'],
+    ...socketChannel('files', descriptors.files),
+    ...['-device', 'vhost-user-fs-pci,chardev=files,tag=host,queue-size=1024'],
+    ...socketChannel('console', descriptors.console),
+    ...['-serial', 'chardev:console'],
+    ...['-device', 'virtio-serial-pci,max_ports=8'],
+    ...port('control', descriptors.control),
+    ...port('status', descriptors.status),
+    ...(settings.terminal ? terminal(descriptors.stdout) : port('stdout', descriptors.stdout)),
+    ...port('stdin', descriptors.stdin),
+    // Last: the guest takes its presence as a sign that the others are there.
+    ...port('stderr', descriptors.stderr),
+    ...['-kernel', settings.kernel, '-initrd', settings.image, '-append', kernelArguments()],
+  ]
+}
+
+function port(name: string, descriptor: number): string[] {
+  return [
+    ...socketChannel(name, descriptor),
+    ...['-device', `virtserialport,chardev=${name},name=${name}`],
+  ]
+}
+
+function terminal(descriptor: number): string[] {
+  return [...socketChannel('terminal', descriptor), '-device', 'virtconsole,chardev=terminal']
+}
+
+function socketChannel(id: string, descriptor: number): string[] {
+  return ['-chardev', `socket,id=${id},fd=${descriptor}`]
+}
