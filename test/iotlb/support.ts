@@ -1,4 +1,7 @@
 /** What the tests of the miss loop share: host memory by arithmetic, and a loop made of fakes. */
+import type { Access, AccessBits, Hva, Iova, Range } from '../../lib/address'
+import { SystemError } from '../../lib/errors'
+import type { IotlbChannel, Miss } from '../../lib/iotlb/channel'
 import { MissHandler } from '../../lib/iotlb/miss-handler'
 import type { MissHandlerOptions } from '../../lib/iotlb/miss-handler'
 import type { HostMemory, HostRegion } from '../../lib/iotlb/reply'
@@ -47,4 +50,56 @@ export function loop(
 /** The host address of a byte of region 0. */
 export function hvaOf(gpaPage: number, offset = 0): bigint {
   return byte(HVA_PAGE + gpaPage, offset)
+}
+
+/** A channel that refuses what it is told to, before (`'lost'`) or after (`'done'`) it took effect. */
+export class Refusing implements IotlbChannel {
+  /** Decides for each message; undefined lets it pass. */
+  refuse: (message: 'update' | 'invalidate' | 'drain') => 'lost' | 'done' | undefined = () =>
+    undefined
+
+  constructor(readonly inner: FakeVhost) {}
+
+  get limit(): number {
+    return this.inner.limit
+  }
+
+  drain(): readonly Miss[] {
+    this.#pass('drain', () => undefined)
+    return this.inner.drain()
+  }
+
+  update(range: Range<Iova>, hva: Hva, access: Access): void {
+    this.#pass('update', () => {
+      this.inner.update(range, hva, access)
+    })
+  }
+
+  invalidate(range: Range<Iova>): void {
+    this.#pass('invalidate', () => {
+      this.inner.invalidate(range)
+    })
+  }
+
+  updatePages(firstPage: number, lastPage: number, hvaPage: number, access: AccessBits): void {
+    this.#pass('update', () => {
+      this.inner.updatePages(firstPage, lastPage, hvaPage, access)
+    })
+  }
+
+  invalidatePages(firstPage: number, lastPage: number): void {
+    this.#pass('invalidate', () => {
+      this.inner.invalidatePages(firstPage, lastPage)
+    })
+  }
+
+  onReadable(listener: () => void): Disposable {
+    return this.inner.onReadable(listener)
+  }
+
+  #pass(message: 'update' | 'invalidate' | 'drain', send: () => void): void {
+    const refused = this.refuse(message)
+    if (refused !== 'lost') send()
+    if (refused !== undefined) throw new SystemError(14, 'write')
+  }
 }
