@@ -49,6 +49,8 @@ export interface DriverQueueOptions {
   readonly eventIndex?: boolean
   /** VIRTIO_F_INDIRECT_DESC was negotiated, and this is the memory for it. */
   readonly indirect?: IndirectTables
+  /** Free-running index of the first chain, where the device begins there too; default 0. */
+  readonly index?: number
 }
 
 /**
@@ -108,10 +110,10 @@ export class DriverQueue {
   #free: number
   #firstFree = 0
   #inFlight = 0
-  #offered = 0
-  #published = 0
-  #collected = 0
-  #usedSeen = 0
+  #offered: number
+  #published: number
+  #collected: number
+  #usedSeen: number
   #refusal: UsedRefusal | undefined
 
   /**
@@ -156,6 +158,12 @@ export class DriverQueue {
     this.#segmentLength = new Uint32Array(longest)
     this.#segmentFlags = new Uint16Array(longest)
     this.#free = size
+    const index = (options.index ?? 0) & 0xffff
+    this.#offered = index
+    this.#published = index
+    this.#collected = index
+    this.#usedSeen = index
+    this.#start(index)
   }
 
   /** Descriptors of the ring that are not in use. */
@@ -300,6 +308,14 @@ export class DriverQueue {
     }
     const used = Atomics.load(this.#used, this.#usedIndex)
     return ((used - this.#collected) & 0xffff) <= after
+  }
+
+  /** Both rings at the index, and a call asked for at the first completion. */
+  #start(index: number): void {
+    this.#avail[this.#availIndex] = index
+    this.#used[this.#usedIndex] = index
+    this.#used[this.#availEvent] = index
+    this.enableCalls()
   }
 
   #look(): boolean {

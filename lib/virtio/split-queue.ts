@@ -170,6 +170,7 @@ export class SplitQueue {
 
   /** How many chains are offered and not taken, or -1 where that can't be read. */
   pending(): number {
+    if (this.#refusal !== undefined) return -1
     const idx = this.#loadU16(this.#avail, AVAIL.idx)
     if (idx < 0) return -1
     const pending = (idx - this.#taken) & 0xffff
@@ -190,6 +191,7 @@ export class SplitQueue {
   next(): boolean {
     const { chain } = this
     clear(chain)
+    if (this.#refusal !== undefined) return this.#ringRefused(chain)
     if (this.#taken === this.#offered) {
       const pending = this.pending()
       if (pending < 0) return this.#ringRefused(chain)
