@@ -109,14 +109,4 @@ bool ReadBytes(const Napi::Value& value, const char* name, Bytes* out) {
   return false;
 }
 
-void* UnwrapTagged(const Napi::Value& value, const napi_type_tag& tag) {
-  napi_env env = value.Env();
-  bool tagged = false;
-  void* object = nullptr;
-  if (!value.IsObject()) return nullptr;
-  if (napi_check_object_type_tag(env, value, &tag, &tagged) != napi_ok || !tagged) return nullptr;
-  if (napi_unwrap(env, value, &object) != napi_ok) return nullptr;
-  return object;
-}
-
 }  // namespace vhost_iotlb

@@ -40,16 +40,6 @@ bool ReadInteger(const Napi::Value& value, const char* name, double low, double 
 bool ViewBytes(const Napi::Value& value, Bytes* out);
 bool ReadBytes(const Napi::Value& value, const char* name, Bytes* out);
 
-// The native half of an object that this addon made, told by its type tag.
-void* UnwrapTagged(const Napi::Value& value, const napi_type_tag& tag);
-
-template <typename T>
-T* ReadObject(const Napi::Value& value, const char* name) {
-  void* object = UnwrapTagged(value, T::kTypeTag);
-  if (object == nullptr) ThrowType(value.Env(), name, T::kExpected);
-  return static_cast<T*>(object);
-}
-
 }  // namespace vhost_iotlb
 
 #endif  // VHOST_IOTLB_ARGUMENTS_H_

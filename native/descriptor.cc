@@ -98,14 +98,14 @@ Napi::Function Descriptor::Define(Napi::Env env) {
                       InstanceMethod<&Descriptor::CloseMethod>("close")});
 }
 
-Descriptor::Descriptor(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Descriptor>(info) {
+Descriptor::Descriptor(const Napi::CallbackInfo& info) : TaggedWrap<Descriptor>(info) {
   state_ = std::move(Environment::Of(info.Env())->new_descriptor);
   if (state_ == nullptr) {
     state_ = std::make_shared<DescriptorState>(-1);
-    napi_throw_type_error(info.Env(), "ERR_ILLEGAL_CONSTRUCTOR", "Illegal constructor");
+    ThrowIllegalConstructor(info.Env());
     return;
   }
-  napi_type_tag_object(info.Env(), info.This(), &kTypeTag);
+  Tag(info);
 }
 
 Napi::Value Descriptor::Fd(const Napi::CallbackInfo& info) {
@@ -172,7 +172,7 @@ Napi::Value Descriptor::Socket(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value Descriptor::SetNs(const Napi::CallbackInfo& info) {
-  auto* descriptor = ReadObject<Descriptor>(info[0], "descriptor");
+  auto* descriptor = Descriptor::Read(info[0], "descriptor");
   int type = 0;
   if (descriptor == nullptr || !ReadInteger(info[1], "type", 0, INT_MAX, &type)) {
     return Napi::Value();
@@ -182,9 +182,9 @@ Napi::Value Descriptor::SetNs(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value Descriptor::HoldMapping(const Napi::CallbackInfo& info) {
-  auto* descriptor = ReadObject<Descriptor>(info[0], "descriptor");
+  auto* descriptor = Descriptor::Read(info[0], "descriptor");
   if (descriptor == nullptr) return Napi::Value();
-  auto* view = ReadObject<MappingView>(info[1], "mapping");
+  auto* view = MappingView::Read(info[1], "mapping");
   if (view == nullptr) return Napi::Value();
   std::shared_ptr<Mapping> mapping = view->mapping();
   int result = -EBADF;

@@ -10,6 +10,8 @@
 #include <unordered_set>
 #include <vector>
 
+#include "tagged_wrap.h"
+
 namespace vhost_iotlb {
 
 class Mapping;
@@ -45,7 +47,7 @@ class DescriptorState {
 };
 
 // The class `Descriptor` of JavaScript.
-class Descriptor : public Napi::ObjectWrap<Descriptor> {
+class Descriptor : public TaggedWrap<Descriptor> {
  public:
   static constexpr napi_type_tag kTypeTag = {0x7f2c1e86b0a64d1d, 0xb2c4a7f5e0139d48};
   static constexpr const char* kExpected = "a Descriptor";

@@ -83,7 +83,7 @@ Napi::Value Ioctl(const Napi::CallbackInfo& info) {
   Guards guards;
   Request request;
   if (!guards.Read(info[4])) return Napi::Value();
-  auto* descriptor = ReadObject<Descriptor>(info[0], "descriptor");
+  auto* descriptor = Descriptor::Read(info[0], "descriptor");
   if (descriptor == nullptr || !ReadRequest(info, &request)) return Napi::Value();
   const DescriptorState& state = *descriptor->state();
   const Napi::Value argument = info[2];

@@ -173,11 +173,11 @@ Napi::Value MappingView::Wrap(Napi::Env env, std::shared_ptr<Mapping> mapping) {
   return object;
 }
 
-MappingView::MappingView(const Napi::CallbackInfo& info) : Napi::ObjectWrap<MappingView>(info) {
+MappingView::MappingView(const Napi::CallbackInfo& info) : TaggedWrap<MappingView>(info) {
   Napi::Env env = info.Env();
   std::shared_ptr<Mapping> mapping = std::move(Environment::Of(env)->new_mapping);
   if (mapping == nullptr) {
-    napi_throw_type_error(env, "ERR_ILLEGAL_CONSTRUCTOR", "Illegal constructor");
+    ThrowIllegalConstructor(env);
     return;
   }
   uint64_t view = KeepForView(mapping);
@@ -199,7 +199,8 @@ MappingView::MappingView(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Mapp
   address_ = reinterpret_cast<uint64_t>(mapping->data());
   length_ = mapping->length();
   id_ = mapping->id();
-  open_ = napi_type_tag_object(env, info.This(), &kTypeTag) == napi_ok;
+  open_ = true;
+  Tag(info);
 }
 
 Napi::Value MappingView::Buffer(const Napi::CallbackInfo&) {

@@ -14,6 +14,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "tagged_wrap.h"
+
 namespace vhost_iotlb {
 
 class Mapping {
@@ -43,7 +45,7 @@ class Mapping {
 };
 
 // The class `Mapping` of JavaScript: one environment's view.
-class MappingView : public Napi::ObjectWrap<MappingView> {
+class MappingView : public TaggedWrap<MappingView> {
  public:
   static constexpr napi_type_tag kTypeTag = {0x3b1b5c4c0ad94a6e, 0x9a1f6f0a1d0c8e52};
   static constexpr const char* kExpected = "a Mapping";

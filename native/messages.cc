@@ -75,7 +75,7 @@ struct Transfer {
 
 // The arguments that read and write share: (descriptor, buffer, offset, length).
 bool ReadTransfer(const Napi::CallbackInfo& info, Transfer* out) {
-  out->descriptor = ReadObject<Descriptor>(info[0], "descriptor");
+  out->descriptor = Descriptor::Read(info[0], "descriptor");
   if (out->descriptor == nullptr || !ReadBytes(info[1], "buffer", &out->bytes)) return false;
   size_t offset = 0;
   size_t length = 0;
@@ -110,7 +110,7 @@ int64_t ReadMessages(int fd, bool blocking, Bytes bytes, size_t size) {
 }
 
 Napi::Value ReadMany(const Napi::CallbackInfo& info) {
-  auto* descriptor = ReadObject<Descriptor>(info[0], "descriptor");
+  auto* descriptor = Descriptor::Read(info[0], "descriptor");
   Bytes bytes;
   size_t size = 0;
   if (descriptor == nullptr || !ReadBytes(info[1], "buffer", &bytes) ||
@@ -125,7 +125,7 @@ Napi::Value ReadMany(const Napi::CallbackInfo& info) {
 Napi::Value WriteMany(const Napi::CallbackInfo& info) {
   Guards guards;
   if (!guards.Read(info[4])) return Napi::Value();
-  auto* descriptor = ReadObject<Descriptor>(info[0], "descriptor");
+  auto* descriptor = Descriptor::Read(info[0], "descriptor");
   Bytes bytes;
   size_t size = 0;
   size_t count = 0;

@@ -152,14 +152,15 @@ Napi::Function Poller::Define(Napi::Env env) {
                       InstanceMethod<&Poller::UnrefMethod>("unref")});
 }
 
-Poller::Poller(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Poller>(info) {
+Poller::Poller(const Napi::CallbackInfo& info) : TaggedWrap<Poller>(info) {
   handle_ = std::exchange(Environment::Of(info.Env())->new_poller, nullptr);
   if (handle_ == nullptr) {
-    napi_throw_type_error(info.Env(), "ERR_ILLEGAL_CONSTRUCTOR", "Illegal constructor");
+    ThrowIllegalConstructor(info.Env());
     return;
   }
   handle_->SetOwner(this);
   Ref();
+  Tag(info);
 }
 
 Poller::~Poller() {
@@ -187,7 +188,7 @@ void Poller::UnrefMethod(const Napi::CallbackInfo&) {
 
 Napi::Value Poller::Poll(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  auto* descriptor = ReadObject<Descriptor>(info[0], "descriptor");
+  auto* descriptor = Descriptor::Read(info[0], "descriptor");
   if (descriptor == nullptr) return Napi::Value();
   PollHandle::Options options = {info[1], 0, {}, 0};
   if (!IsNullish(info[1])) {

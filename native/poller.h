@@ -12,6 +12,7 @@
 #include "arguments.h"
 #include "descriptor.h"
 #include "environment.h"
+#include "tagged_wrap.h"
 
 namespace vhost_iotlb {
 
@@ -65,8 +66,11 @@ class PollHandle {
 };
 
 // The class `Poller` of JavaScript. Kept alive by its handle while that is open.
-class Poller : public Napi::ObjectWrap<Poller> {
+class Poller : public TaggedWrap<Poller> {
  public:
+  static constexpr napi_type_tag kTypeTag = {0x5d09f1a2c7be4830, 0x8e61b0d94f27c3a5};
+  static constexpr const char* kExpected = "a Poller";
+
   static Napi::Function Define(Napi::Env env);
   static Napi::Value Poll(const Napi::CallbackInfo& info);
 
