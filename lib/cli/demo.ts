@@ -66,7 +66,7 @@ export async function demonstrate(
   using nic = VhostNet.open({ memory, addressSpace: iommu.addressSpace('00:03.0'), backend: tap })
   using driver = NetDriver.attach(nic, { memory, iommu, mapping })
 
-  print(`Linux ${release()}, vhost-net offers 0x${nic.features.toString(16)}`)
+  print(`Linux ${release()}, the device offers 0x${nic.features.toString(16)}`)
   await driver.start()
   print(`negotiated ${featureNames(driver.acknowledged).join(' ')}`)
   print(`${tap.name} is ${HOST_IP.join('.')}, our side of the rings is ${GUEST.ip.join('.')}`)

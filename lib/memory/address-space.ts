@@ -65,6 +65,8 @@ export interface Notifier {
 export type AddressSpaceState = 'off' | 'identity' | 'translating'
 
 export interface AddressSpace {
+  /** The 16-bit source id of the one who looks through it, where there is exactly one. */
+  readonly requester?: number
   readonly state: AddressSpaceState
   /** Rises at each invalidation that reaches this address space, and at each change of state. */
   readonly generation: number

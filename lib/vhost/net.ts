@@ -105,7 +105,7 @@ export class VhostNet implements Disposable {
     this.#taps = opened.taps
     this.#holds = opened.holds
     this.#devices = opened.devices
-    this.requester = options.requester ?? requesterOf(options.addressSpace)
+    this.requester = options.requester ?? options.addressSpace?.requester
     this.features = offered(options, opened)
     const pairs: NetPair[] = []
     try {
@@ -389,11 +389,6 @@ function configure(tap: Tap, bits: bigint): void {
   let offload = 0
   for (const [feature, bit] of TO_GUEST) if ((bits & feature) !== 0n) offload |= bit
   tap.setOffload(offload)
-}
-
-function requesterOf(space: AddressSpace | undefined): number | undefined {
-  if (space === undefined || !('requester' in space)) return undefined
-  return typeof space.requester === 'number' ? space.requester : undefined
 }
 
 function added<T>(set: Set<T>, member: T): Disposable {

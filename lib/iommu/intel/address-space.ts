@@ -51,6 +51,10 @@ export class IntelAddressSpace implements AddressSpace {
     this.#report = report
   }
 
+  get requester(): number {
+    return this.source
+  }
+
   get state(): AddressSpaceState {
     return this.#translator.state(this.source)
   }
