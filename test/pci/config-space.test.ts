@@ -212,7 +212,7 @@ describe('capability lists', () => {
       id: 9,
       bytes: 12,
       registers: [...scratch('x', 9, 12).registers, constant('fixed', 8, 7)],
-      attach: ({ offset, get }) => heard.push(`attach ${offset} ${get('fixed')}`),
+      attach: (own) => heard.push(`attach ${own.offset} ${own.get('fixed')}`),
       reading: (name) => heard.push(`reading ${name}`),
       written: (name) => heard.push(`written ${name}`),
       reset: () => heard.push('reset'),

@@ -62,9 +62,10 @@ describe('the PCI Express capability (PCIe 5.0 7.5.3)', () => {
     ['8 bits at +9', 9, 0x80n, 1],
   ])('7.5.3.4: Initiate FLR resets once and reads 0, with %s', (_, register, value, size) => {
     let resets = 0
-    const { config, at } = space(
-      new Express({ type: 'endpoint', onFunctionReset: () => void resets++ }),
-    )
+    const onFunctionReset = (): void => {
+      resets++
+    }
+    const { config, at } = space(new Express({ type: 'endpoint', onFunctionReset }))
     config.write(at + register, value, size)
     expect(resets).toBe(1)
     expect(config.read(at + 9, 1) & 0x80n).toBe(0n)
@@ -119,7 +120,9 @@ describe('a root port', () => {
   it('7.5.1.3.13: Secondary Bus Reset is heard once, when it becomes 1', () => {
     const port = new RootPort()
     let resets = 0
-    port.onBusReset(() => void resets++)
+    port.onBusReset(() => {
+      resets++
+    })
     port.config.write(0x3e, 0x40n, 2)
     port.config.write(0x3c, 0x0042_0000n, 4)
     expect(resets).toBe(1)

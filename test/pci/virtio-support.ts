@@ -131,7 +131,8 @@ export class RegisterDriver {
   constructor(readonly pci: VirtioPci) {}
 
   get(name: RegisterName): bigint {
-    return this.pci.bar.read(...REGISTER[name])
+    const [offset, size] = REGISTER[name]
+    return this.pci.bar.read(offset, size)
   }
 
   set(name: RegisterName, value: bigint | number): void {
