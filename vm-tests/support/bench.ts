@@ -3,8 +3,8 @@
  *
  * Rings are at made-up iovas, each part on pages of its own, and nothing is mapped that the test
  * did not map. Every method is one call of the kernel or one store to memory. `flush()` waits until
- * the worker has nothing left to do (vhost_net_ioctl flushes after each ioctl of the device), so
- * that no test has to sleep.
+ * the worker has nothing left to do (drivers/vhost/net.c, vhost_net_ioctl: it flushes after each
+ * ioctl of vhost_dev_ioctl, of which SET_LOG_FD changes least), so that no test has to sleep.
  */
 import { SystemError } from '../../lib/errors'
 import { accessBits } from '../../lib/address'
@@ -15,14 +15,17 @@ import type { Descriptor } from '../../lib/native'
 import { KernelChannel } from '../../lib/vhost/kernel-channel'
 import type { Tap } from '../../lib/vhost/tap'
 import {
+  IOCTLS,
+  STRUCTS,
   VHOST_IOTLB_INVALIDATE,
   VHOST_IOTLB_UPDATE,
   VIRTIO_F_ACCESS_PLATFORM,
   VIRTIO_F_VERSION_1,
   VIRTIO_NET_F_MRG_RXBUF,
   encodeMessage,
+  encodeStruct,
 } from '../../lib/vhost/uapi'
-import type { VhostMessage } from '../../lib/vhost/uapi'
+import type { IoctlName, StructLayout, StructValues, VhostMessage } from '../../lib/vhost/uapi'
 import { VhostDevice } from '../../lib/vhost/vhost-device'
 import { DriverQueue } from '../../lib/virtio/driver-queue'
 import { USED } from '../../lib/virtio/ring-layout'
@@ -39,6 +42,9 @@ const MEMORY = 4 * 1024 * 1024
 /** The room of each ring part, as iova and as gpa. */
 const ROOM = 0x1_0000
 export const FEATURES = VIRTIO_F_VERSION_1 | VIRTIO_F_ACCESS_PLATFORM | VIRTIO_NET_F_MRG_RXBUF
+
+const PART_ROOM = { desc: 0, avail: 1, used: 2 } as const
+const PART_ACCESS = { desc: 'read', avail: 'read', used: 'readwrite' } as const
 
 export interface Question {
   readonly iova: bigint
@@ -119,8 +125,10 @@ export class Bench implements Disposable {
 
   /** Waits for the worker, and for what its work led to. */
   flush(): void {
-    this.device.ringBase(TX)
-    this.device.ringBase(TX)
+    const none = encodeStruct(STRUCTS.s32, { value: -1 })
+    for (let i = 0; i < 2; i++) {
+      done(native().ioctl(this.device.descriptor, IOCTLS.VHOST_SET_LOG_FD.request, none))
+    }
   }
 
   [Symbol.dispose](): void {
@@ -162,18 +170,39 @@ export class BenchRing {
     this.place()
   }
 
-  /** Tells the kernel where the ring is. */
+  /** Tells the kernel where the ring is: always its iovas, whatever was negotiated. */
   place(base = 0): void {
-    const { size, desc, avail, used } = this
-    this.bench.device.setRing(this.index, { size, desc, avail, used }, base)
-    this.bench.device.setEvents(this.index, this.#events)
+    const { index, size, bench } = this
+    const call = (name: IoctlName, layout: StructLayout, values: StructValues): void => {
+      const argument = encodeStruct(layout, { index, ...values })
+      done(native().ioctl(bench.device.descriptor, IOCTLS[name].request, argument))
+    }
+    call('VHOST_SET_VRING_NUM', STRUCTS.vhost_vring_state, { num: size })
+    call('VHOST_SET_VRING_BASE', STRUCTS.vhost_vring_state, { num: base })
+    call('VHOST_SET_VRING_ADDR', STRUCTS.vhost_vring_addr, {
+      desc_user_addr: this.desc,
+      avail_user_addr: this.avail,
+      used_user_addr: this.used,
+    })
+    bench.device.setEvents(index, this.#events)
   }
 
   /** Maps the three parts, each in one entry, with what is needed of it. */
   map(): void {
-    done(this.bench.update(this.desc, ROOM, this.gpa, 'read'))
-    done(this.bench.update(this.avail, ROOM, this.gpa + ROOM, 'read'))
-    done(this.bench.update(this.used, ROOM, this.gpa + 2 * ROOM, 'readwrite'))
+    for (const part of ['desc', 'avail', 'used'] as const) this.mapPart(part)
+  }
+
+  mapPart(part: 'desc' | 'avail' | 'used', access: Access = PART_ACCESS[part]): void {
+    const gpa = this.gpa + PART_ROOM[part] * ROOM
+    done(this.bench.update(this[part], ROOM, gpa, access))
+  }
+
+  /** Maps the three parts of a ring that has asked for them, and lets it go on. */
+  mapAgain(): void {
+    this.map()
+    this.bench.flush()
+    this.bench.questions()
+    this.kick()
   }
 
   /** NET_SET_BACKEND. @throws SystemError */
@@ -203,8 +232,12 @@ export class BenchRing {
 
   /** Kicks, and waits until the kernel has done what it can. */
   kick(): void {
-    native().write(this.#events.kick, Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0), 0, 8)
+    this.kickOnly()
     this.bench.flush()
+  }
+
+  kickOnly(): void {
+    native().write(this.#events.kick, Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0), 0, 8)
   }
 
   /** Chains that the kernel completed. */
