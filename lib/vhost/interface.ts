@@ -1,8 +1,8 @@
 /**
  * Flags, MTU and address of a network interface, by name, in the calling thread's namespace.
  *
- * The few SIOC requests that a tap needs to be of use. Not a configuration library: addresses,
- * routes and bridges are for `ip`.
+ * The few SIOC requests that a tap needs to be of use. Not a configuration library: routes and
+ * bridges are for `ip`.
  */
 import { SystemError, succeeded } from '../errors'
 import { native } from '../native'
@@ -83,6 +83,21 @@ export function setMacAddress(name: string, address: string): void {
   const bytes = Uint8Array.from(address.split(':'), (byte) => Number.parseInt(byte, 16))
   if ((bytes[0] & 1) !== 0) throw new RangeError(`${address} is a group address`)
   call('SIOCSIFHWADDR', name, { sa_family: ARPHRD_ETHER, sa_data: bytes })
+}
+
+/**
+ * Gives the interface an IPv4 address of 4 bytes, in the network of its first `prefix` bits.
+ * @throws RangeError for another length, or a prefix outside 0 to 32
+ */
+export function setAddress(name: string, address: Uint8Array, prefix: number): void {
+  if (address.length !== 4) throw new RangeError('an IPv4 address has 4 bytes')
+  if (!Number.isInteger(prefix) || prefix < 0 || prefix > 32) {
+    throw new RangeError(`a prefix has 0 to 32 bits: ${prefix}`)
+  }
+  const mask = new Uint8Array(4)
+  for (let bit = 0; bit < prefix; bit++) mask[bit >> 3] |= 0x80 >> (bit & 7)
+  call('SIOCSIFADDR', name, { sin_family: AF_INET, sin_addr: address })
+  call('SIOCSIFNETMASK', name, { sin_family: AF_INET, sin_addr: mask })
 }
 
 function flags(name: string): number {

@@ -17,10 +17,10 @@ import type { GuestMemory } from '../memory/guest-memory'
 import type { Descriptor } from '../native'
 import { physicalView, translatedView } from '../virtio/dma-view'
 import type { DmaView } from '../virtio/dma-view'
+import { hasFeature } from '../virtio/net'
 import { KernelChannel } from './kernel-channel'
 import { examine, headsUpTo } from './stall'
 import type { StallReport } from './stall'
-import { VIRTIO_F_ACCESS_PLATFORM } from './uapi'
 import type { VhostDevice } from './vhost-device'
 import { Vring } from './vring'
 
@@ -93,7 +93,7 @@ export class NetPair {
    */
   setFeatures(bits: bigint): void {
     const { device, memory, addressSpace } = this.#options
-    const changed = ((device.acknowledged ^ bits) & VIRTIO_F_ACCESS_PLATFORM) !== 0n
+    const changed = hasFeature(device.acknowledged ^ bits, 'VIRTIO_F_ACCESS_PLATFORM')
     if (device.acknowledged !== 0n && changed) device.reset()
     device.setFeatures(bits)
     this.#forget()

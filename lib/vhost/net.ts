@@ -14,6 +14,9 @@ import type { UnansweredMiss } from '../iotlb/unanswered'
 import type { AddressSpace } from '../memory/address-space'
 import type { GuestMemory } from '../memory/guest-memory'
 import type { Descriptor } from '../native'
+import { featureNames, features, hasFeature } from '../virtio/net'
+import type { Feature } from '../virtio/net'
+import type { NetDevice } from '../virtio/net-device'
 import type { RingAddresses } from '../virtio/ring-layout'
 import { moduleParameter } from './module-parameters'
 import { NetPair } from './net-pair'
@@ -21,22 +24,7 @@ import { sum } from './net-stats'
 import type { VhostNetStats } from './net-stats'
 import type { StallReport } from './stall'
 import type { Tap } from './tap'
-import {
-  TUN_F_CSUM,
-  TUN_F_TSO4,
-  TUN_F_TSO6,
-  VHOST_F_LOG_ALL,
-  VHOST_NET_F_VIRTIO_NET_HDR,
-  VIRTIO_F_ACCESS_PLATFORM,
-  VIRTIO_F_VERSION_1,
-  VIRTIO_NET_F_CSUM,
-  VIRTIO_NET_F_GUEST_CSUM,
-  VIRTIO_NET_F_GUEST_TSO4,
-  VIRTIO_NET_F_GUEST_TSO6,
-  VIRTIO_NET_F_HOST_TSO4,
-  VIRTIO_NET_F_HOST_TSO6,
-  VIRTIO_NET_F_MRG_RXBUF,
-} from './uapi'
+import { TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 } from './uapi'
 import { VhostDevice } from './vhost-device'
 import type { QueueState } from './vring'
 
@@ -64,28 +52,33 @@ export interface VhostNetOptions {
 }
 
 /** What the driver may leave to the tap, and needs no one to say so: frames from the guest. */
-const FROM_GUEST = VIRTIO_NET_F_CSUM | VIRTIO_NET_F_HOST_TSO4 | VIRTIO_NET_F_HOST_TSO6
+const FROM_GUEST = features('VIRTIO_NET_F_CSUM', 'VIRTIO_NET_F_HOST_TSO4', 'VIRTIO_NET_F_HOST_TSO6')
 /** What the driver takes unfinished, and what the tap is told for it. */
-const TO_GUEST: readonly (readonly [bigint, number])[] = [
-  [VIRTIO_NET_F_GUEST_CSUM, TUN_F_CSUM],
-  [VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4],
-  [VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6],
+const TO_GUEST: readonly (readonly [Feature, number])[] = [
+  ['VIRTIO_NET_F_GUEST_CSUM', TUN_F_CSUM],
+  ['VIRTIO_NET_F_GUEST_TSO4', TUN_F_TSO4],
+  ['VIRTIO_NET_F_GUEST_TSO6', TUN_F_TSO6],
 ]
 /** virtio 1.3, 5.1.3.1: the feature on the left is nothing without the one on the right. */
-const REQUIRES: readonly (readonly [bigint, bigint, string])[] = [
-  [VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_CSUM, 'GUEST_TSO4 requires GUEST_CSUM'],
-  [VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_CSUM, 'GUEST_TSO6 requires GUEST_CSUM'],
-  [VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_CSUM, 'HOST_TSO4 requires CSUM'],
-  [VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_CSUM, 'HOST_TSO6 requires CSUM'],
+const REQUIRES: readonly (readonly [Feature, Feature])[] = [
+  ['VIRTIO_NET_F_GUEST_TSO4', 'VIRTIO_NET_F_GUEST_CSUM'],
+  ['VIRTIO_NET_F_GUEST_TSO6', 'VIRTIO_NET_F_GUEST_CSUM'],
+  ['VIRTIO_NET_F_HOST_TSO4', 'VIRTIO_NET_F_CSUM'],
+  ['VIRTIO_NET_F_HOST_TSO6', 'VIRTIO_NET_F_CSUM'],
 ]
-const OFFLOADS = TO_GUEST.reduce((bits, [feature]) => bits | feature, FROM_GUEST)
+const OFFLOADS = FROM_GUEST | features(...TO_GUEST.map(([feature]) => feature))
+const ACCESS_PLATFORM = features('VIRTIO_F_ACCESS_PLATFORM')
+/** VHOST_NET_F_VIRTIO_NET_HDR: the same bit. */
+const HEADER_BY_VHOST = features('VIRTIO_F_ANY_LAYOUT')
 /** Bits of the kernel that are not the driver's to acknowledge. */
-const OURS = VHOST_NET_F_VIRTIO_NET_HDR | VHOST_F_LOG_ALL
+const OURS = HEADER_BY_VHOST | features('VHOST_F_LOG_ALL')
+/** virtio 1.3, 5.1.6.1: a header of 12 bytes with either, of 10 without. */
+const LONG_HEADER = features('VIRTIO_F_VERSION_1', 'VIRTIO_NET_F_MRG_RXBUF')
 const EOPNOTSUPP = -95
 
 type Listener<T> = (value: T) => void
 
-export class VhostNet implements Disposable {
+export class VhostNet implements NetDevice, Disposable {
   /** All that a driver may acknowledge: bits of virtio. */
   readonly features: bigint
   /** The source id of the device, where it is known. */
@@ -172,13 +165,16 @@ export class VhostNet implements Disposable {
     this.#open()
     if (this.#started) throw alreadyStarted()
     const foreign = bits & ~this.features
-    if (foreign !== 0n) throw new RangeError(`features not offered: 0x${foreign.toString(16)}`)
-    for (const [feature, required, complaint] of REQUIRES) {
-      if ((bits & feature) !== 0n && (bits & required) === 0n) throw new RangeError(complaint)
+    if (foreign !== 0n) {
+      throw new RangeError(`features not offered: ${featureNames(foreign).join(' ')}`)
+    }
+    for (const [feature, required] of REQUIRES) {
+      if (!hasFeature(bits, feature) || hasFeature(bits, required)) continue
+      throw new RangeError(`${feature} requires ${required}`)
     }
     this.#acknowledged = undefined
     for (const [i, pair] of this.#pairs.entries()) {
-      const header = this.#tap(i).vnetHeader ? 0n : VHOST_NET_F_VIRTIO_NET_HDR
+      const header = this.#tap(i).vnetHeader ? 0n : HEADER_BY_VHOST
       pair.setFeatures((bits & this.#devices[i].features) | header)
     }
     for (const tap of this.#taps) if (tap.vnetHeader) configure(tap, bits)
@@ -254,6 +250,13 @@ export class VhostNet implements Disposable {
   /** Called after a queue ticked its error eventfd, and what could be mended was. */
   onStall(listener: Listener<StallReport>): Disposable {
     return added(this.#stalls, listener)
+  }
+
+  /** Called with the queue that ticked its error eventfd, where nothing could be mended. */
+  onError(listener: Listener<number>): Disposable {
+    return this.onStall(({ queue, repaired }) => {
+      if (repaired === 0) listener(queue)
+    })
   }
 
   /** Called for each miss that the address space refuses. */
@@ -362,9 +365,9 @@ function offered(options: VhostNetOptions, { devices, taps }: Opened): bigint {
   const kernel = devices.reduce((bits, { features }) => bits & features, devices[0].features)
   const offloads = taps.every(({ vnetHeader }) => vnetHeader) ? OFFLOADS : 0n
   if (options.addressSpace === undefined) {
-    return (kernel & ~OURS & ~VIRTIO_F_ACCESS_PLATFORM) | offloads
+    return (kernel & ~OURS & ~ACCESS_PLATFORM) | offloads
   }
-  if ((kernel & VIRTIO_F_ACCESS_PLATFORM) === 0n) {
+  if ((kernel & ACCESS_PLATFORM) === 0n) {
     throw new SystemError(EOPNOTSUPP, 'ioctl VHOST_GET_FEATURES', {
       path: devices[0].path,
       hint: 'this kernel has no device IOTLB (VIRTIO_F_ACCESS_PLATFORM): Linux 4.8 has one',
@@ -384,10 +387,10 @@ function refuseZeroCopy(): void {
 }
 
 function configure(tap: Tap, bits: bigint): void {
-  const modern = (bits & (VIRTIO_F_VERSION_1 | VIRTIO_NET_F_MRG_RXBUF)) !== 0n
+  const modern = (bits & LONG_HEADER) !== 0n
   tap.setHeaderBytes(modern ? 12 : 10)
   let offload = 0
-  for (const [feature, bit] of TO_GUEST) if ((bits & feature) !== 0n) offload |= bit
+  for (const [feature, bit] of TO_GUEST) if (hasFeature(bits, feature)) offload |= bit
   tap.setOffload(offload)
 }
 

@@ -94,6 +94,14 @@ export const STRUCTS = {
       sa_data: { at: 18, type: 'bytes', length: 6 },
     },
   },
+  ifreq_inet: {
+    bytes: 40,
+    fields: {
+      ifr_name: { at: 0, type: 'bytes', length: 16 },
+      sin_family: { at: 16, type: 'u16' },
+      sin_addr: { at: 20, type: 'bytes', length: 4 },
+    },
+  },
 } as const satisfies Readonly<Record<string, StructLayout>>
 
 export type StructName = keyof typeof STRUCTS
@@ -250,6 +258,8 @@ export const IOCTLS = {
 
   SIOCGIFFLAGS: { request: 0x8913, argument: 'ifreq_flags', size: 40 },
   SIOCSIFFLAGS: { request: 0x8914, argument: 'ifreq_flags', size: 40 },
+  SIOCSIFADDR: { request: 0x8916, argument: 'ifreq_inet', size: 40 },
+  SIOCSIFNETMASK: { request: 0x891c, argument: 'ifreq_inet', size: 40 },
   SIOCGIFMTU: { request: 0x8921, argument: 'ifreq_value', size: 40 },
   SIOCSIFMTU: { request: 0x8922, argument: 'ifreq_value', size: 40 },
   SIOCSIFHWADDR: { request: 0x8924, argument: 'ifreq_hwaddr', size: 40 },
@@ -260,24 +270,6 @@ export const IOCTLS = {
 export type IoctlName = keyof typeof IOCTLS
 
 /* Bits. */
-
-/** Feature bits that vhost-net knows (linux/virtio_config.h, virtio_ring.h, virtio_net.h). */
-export const VIRTIO_NET_F_CSUM = 1n << 0n
-export const VIRTIO_NET_F_GUEST_CSUM = 1n << 1n
-export const VIRTIO_NET_F_GUEST_TSO4 = 1n << 7n
-export const VIRTIO_NET_F_GUEST_TSO6 = 1n << 8n
-export const VIRTIO_NET_F_HOST_TSO4 = 1n << 11n
-export const VIRTIO_NET_F_HOST_TSO6 = 1n << 12n
-export const VIRTIO_NET_F_MRG_RXBUF = 1n << 15n
-export const VIRTIO_F_NOTIFY_ON_EMPTY = 1n << 24n
-export const VHOST_F_LOG_ALL = 1n << 26n
-/** The same bit as VIRTIO_F_ANY_LAYOUT: tells vhost to add and strip the header itself. */
-export const VHOST_NET_F_VIRTIO_NET_HDR = 1n << 27n
-export const VIRTIO_RING_F_INDIRECT_DESC = 1n << 28n
-export const VIRTIO_RING_F_EVENT_IDX = 1n << 29n
-export const VIRTIO_F_VERSION_1 = 1n << 32n
-export const VIRTIO_F_ACCESS_PLATFORM = 1n << 33n
-export const VIRTIO_F_RING_RESET = 1n << 40n
 
 /** The constants of linux/vhost_types.h are bit numbers; these are the bits. */
 export const VHOST_BACKEND_F_IOTLB_MSG_V2 = 1n << 1n

@@ -9,18 +9,12 @@ import { SystemError } from '../errors'
 import type { GuestMemory } from '../memory/guest-memory'
 import { native } from '../native'
 import type { Descriptor } from '../native'
+import { hasFeature } from '../virtio/net'
 import { ringLayout } from '../virtio/ring-layout'
 import type { RingAddresses } from '../virtio/ring-layout'
 import { borrowed, openNode, refusal, release } from './descriptors'
 import type { Hints } from './descriptors'
-import {
-  IOCTLS,
-  STRUCTS,
-  VHOST_BACKEND_F_IOTLB_MSG_V2,
-  VIRTIO_F_ACCESS_PLATFORM,
-  decodeStruct,
-  encodeStruct,
-} from './uapi'
+import { IOCTLS, STRUCTS, VHOST_BACKEND_F_IOTLB_MSG_V2, decodeStruct, encodeStruct } from './uapi'
 import type { IoctlName, MessageVersion } from './uapi'
 
 export interface VhostDeviceOptions {
@@ -80,7 +74,7 @@ export class VhostDevice implements Disposable {
 
   /** Ring addresses and descriptors are iovas, and the device asks for their translations. */
   get translates(): boolean {
-    return (this.#acknowledged & VIRTIO_F_ACCESS_PLATFORM) !== 0n
+    return hasFeature(this.#acknowledged, 'VIRTIO_F_ACCESS_PLATFORM')
   }
 
   /**

@@ -114,7 +114,7 @@ describe('drain', () => {
 describe('onReadable', () => {
   test('calls when there are misses, which drain then gives without another read', async () => {
     const seen: number[] = []
-    using _ = channel.onReadable(() => {
+    const subscription = channel.onReadable(() => {
       for (let misses = channel.drain(); misses.length > 0; misses = channel.drain()) {
         seen.push(...misses.map(({ page }) => page))
       }
@@ -124,18 +124,20 @@ describe('onReadable', () => {
     ask(...Array.from({ length: 100 }, (_, i) => i))
     await turns()
     expect(seen).toEqual(Array.from({ length: 100 }, (_, i) => i))
+    subscription[Symbol.dispose]()
   })
 
   test('calls again for what was left', async () => {
     let calls = 0
     const seen: number[] = []
-    using _ = channel.onReadable(() => {
+    const subscription = channel.onReadable(() => {
       calls++
       if (calls > 2) seen.push(...channel.drain().map(({ page }) => page))
     })
     ask(1, 2)
     await turns(6)
     expect(seen).toEqual([1, 2])
+    subscription[Symbol.dispose]()
   })
 
   test('is quiet once disposed, and what was read before is not lost', async () => {

@@ -101,15 +101,11 @@ describe('each mistake has its error, and the next right call works', () => {
   })
 
   test('the name of what is no tap: EINVAL', () => {
-    expect(() => Tap.open('lo')).toThrow(
-      expect.objectContaining({ code: 'EINVAL', hint: expect.stringMatching(/not a tap/) }),
-    )
+    expect(() => Tap.open('lo')).toThrow(/EINVAL.*not a tap/)
   })
 
   test('no device node: ENOENT, with the module to load', () => {
-    expect(() => Tap.open('spare%d', { path: '/dev/net/absent' })).toThrow(
-      expect.objectContaining({ code: 'ENOENT', hint: expect.stringMatching(/modprobe tun/) }),
-    )
+    expect(() => Tap.open('spare%d', { path: '/dev/net/absent' })).toThrow(/ENOENT.*modprobe tun/)
   })
 
   test.each([0, -1, 1.5, 257, Number.NaN])('%d queues: RangeError', (queues) => {

@@ -19,14 +19,12 @@ import {
   STRUCTS,
   VHOST_IOTLB_INVALIDATE,
   VHOST_IOTLB_UPDATE,
-  VIRTIO_F_ACCESS_PLATFORM,
-  VIRTIO_F_VERSION_1,
-  VIRTIO_NET_F_MRG_RXBUF,
   encodeMessage,
   encodeStruct,
 } from '../../lib/vhost/uapi'
 import type { IoctlName, StructLayout, StructValues, VhostMessage } from '../../lib/vhost/uapi'
 import { VhostDevice } from '../../lib/vhost/vhost-device'
+import { features } from '../../lib/virtio/net'
 import { DriverQueue } from '../../lib/virtio/driver-queue'
 import { USED } from '../../lib/virtio/ring-layout'
 import { quietTap } from './quiet-tap'
@@ -41,7 +39,8 @@ export const BUFFERS_GPA = 0x10_0000
 const MEMORY = 4 * 1024 * 1024
 /** The room of each ring part, as iova and as gpa. */
 const ROOM = 0x1_0000
-export const FEATURES = VIRTIO_F_VERSION_1 | VIRTIO_F_ACCESS_PLATFORM | VIRTIO_NET_F_MRG_RXBUF
+export const WITHOUT_IOTLB = features('VIRTIO_F_VERSION_1', 'VIRTIO_NET_F_MRG_RXBUF')
+export const FEATURES = WITHOUT_IOTLB | features('VIRTIO_F_ACCESS_PLATFORM')
 
 const PART_ROOM = { desc: 0, avail: 1, used: 2 } as const
 const PART_ACCESS = { desc: 'read', avail: 'read', used: 'readwrite' } as const
@@ -59,10 +58,10 @@ export class Bench implements Disposable {
   readonly #pin: Disposable
   readonly #rings: BenchRing[] = []
 
-  constructor({ features = FEATURES }: { readonly features?: bigint } = {}) {
+  constructor(bits = FEATURES) {
     this.device = VhostDevice.open()
     this.#pin = this.memory.pin(this, this.device.descriptor)
-    this.device.setFeatures(features)
+    this.device.setFeatures(bits)
     this.device.setMemory(undefined)
     this.channel = new KernelChannel({
       descriptor: this.device.descriptor,
@@ -208,6 +207,13 @@ export class BenchRing {
   /** NET_SET_BACKEND. @throws SystemError */
   start(): void {
     this.bench.device.setBackend(this.index, this.bench.tap.queues[0])
+  }
+
+  /** The same, by its code: `'ok'`, `'EFAULT'`. */
+  tryStart(): string {
+    return outcome(() => {
+      this.start()
+    })
   }
 
   stop(): void {
