@@ -4,7 +4,8 @@
  *
  * Strict: the tables change, then the IOTLB and the device TLB are invalidated and the wait is
  * done, then the iova may be used again. Lazy: up to 256 unmapped ranges or 10 ms share one
- * domain-wide invalidation; their iovas are not used again before it.
+ * domain-wide invalidation; their iovas are not used again before it. A unit with caching mode is
+ * always driven strictly, and hears of what is mapped too.
  */
 import { PAGE_SHIFT, PAGE_SIZE, READWRITE, accessBits } from '../address'
 import type { Access, AccessBits, Gpa, Iova } from '../address'
@@ -74,6 +75,7 @@ export class IntelIommuDriver implements GuestDma, Disposable {
   #iovas: IovaAllocator | undefined
   #domain = 0
   #deviceTlb = false
+  #cachingMode = false
   #timer: Disposable | undefined
   #enabled = false
 
@@ -167,8 +169,15 @@ export class IntelIommuDriver implements GuestDma, Disposable {
       return gpaPage
     }
     const page = this.#takeIova(iovas, count)
-    if (count === 1) tables.mapPage(page, gpaPage, access)
-    else tables.mapPages(page, gpaPage, count, access)
+    try {
+      if (count === 1) tables.mapPage(page, gpaPage, access)
+      else tables.mapPages(page, gpaPage, count, access)
+    } catch (error) {
+      tables.unmapPages(page, count)
+      this.#retire(iovas, page, count)
+      throw error
+    }
+    if (this.#cachingMode) this.#invalidate(page, count, false)
     return page
   }
 
@@ -184,12 +193,7 @@ export class IntelIommuDriver implements GuestDma, Disposable {
     if (unmapped !== count) {
       throw new RangeError(`${count} pages at iova page ${iovaPage} are not mapped as a whole`)
     }
-    if (this.mode === 'lazy') {
-      this.#defer(iovaPage, count)
-      return
-    }
-    this.#invalidate(iovaPage, count)
-    iovas.free(iovaPage, count)
+    this.#retire(iovas, iovaPage, count)
   }
 
   /** Lazy: one domain-wide invalidation for everything that waits; else nothing to do. */
@@ -218,7 +222,8 @@ export class IntelIommuDriver implements GuestDma, Disposable {
 
   #attach(): void {
     const unit = IntelIommuUnit.of(this.#iommu, this.#memory, this.#pages, this.#order)
-    const { levels, lastPage, largestLeaf, passThrough, deviceTlb } = unit.capabilities
+    const { levels, lastPage, largestLeaf, passThrough, deviceTlb, cachingMode } = unit.capabilities
+    this.#cachingMode = cachingMode
     const identity = this.mode === 'passthrough'
     if (identity && !passThrough) {
       throw new InvalidState('ERR_UNSUPPORTED', 'the IOMMU has no pass-through (ECAP.PT)')
@@ -266,6 +271,16 @@ export class IntelIommuDriver implements GuestDma, Disposable {
     }
   }
 
+  /** Sees to the invalidation of pages that are unmapped, and after it to their iovas. */
+  #retire(iovas: IovaAllocator, iovaPage: number, count: number): void {
+    if (this.mode === 'lazy' && !this.#cachingMode) {
+      this.#defer(iovaPage, count)
+      return
+    }
+    this.#invalidate(iovaPage, count, this.#deviceTlb)
+    iovas.free(iovaPage, count)
+  }
+
   #defer(iovaPage: number, count: number): void {
     const waiting = this.#waiting
     waiting.first[waiting.count] = iovaPage
@@ -279,7 +294,7 @@ export class IntelIommuDriver implements GuestDma, Disposable {
   }
 
   /** One naturally aligned block around the range, as Linux takes it. */
-  #invalidate(iovaPage: number, count: number): void {
+  #invalidate(iovaPage: number, count: number, deviceTlb: boolean): void {
     const unit = this.#unit
     if (unit === undefined) return
     const queue = unit.queue
@@ -288,7 +303,7 @@ export class IntelIommuDriver implements GuestDma, Disposable {
     const first = blockOf(iovaPage, order) * 2 ** order
     if (order > unit.capabilities.maxOrder) queue.iotlbDomain(this.#domain)
     else queue.iotlbPages(this.#domain, first, order, true)
-    if (this.#deviceTlb) {
+    if (deviceTlb) {
       if (this.#order === '6.1') queue.submit()
       queue.deviceTlb(this.#source, first, order)
     }

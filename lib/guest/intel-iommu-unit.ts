@@ -1,6 +1,6 @@
 /**
  * One VT-d unit as its driver holds it: switched on in the order of Linux, root and context
- * tables, domain ids, the invalidation queue, the fault records.
+ * tables of legacy mode, domain ids, the invalidation queue, the fault records.
  *
  * All devices of a guest behind one unit share one of these (`IntelIommuUnit.of`). What is mapped
  * for a device is in `intel-iommu-driver.ts`.
@@ -37,6 +37,8 @@ export interface UnitCapabilities {
   readonly maxOrder: number
   readonly deviceTlb: boolean
   readonly passThrough: boolean
+  /** CAP.CM: what becomes present is invalidated too. */
+  readonly cachingMode: boolean
 }
 
 export interface ContextEntry {
@@ -60,7 +62,7 @@ export interface RecordedFault {
 const FAULT_MESSAGE = { data: 0x21n, address: 0xfee00000n } as const
 const CONTEXTS_PER_BUS = 256
 const WORDS_PER_ENTRY = 4
-/** Domain 0 means "none" to units with caching mode, so that Linux never uses it. */
+/** Units with caching mode keep domain 0 for what is not present: Linux never uses it. */
 const FIRST_DOMAIN = 1
 
 export class IntelIommuUnit {
@@ -135,7 +137,14 @@ export class IntelIommuUnit {
    * @throws InvalidState ERR_IN_USE when the device has one
    */
   attach(source: number, entry: ContextEntry): void {
-    if (this.#devices === 0) this.#switchOn()
+    if (this.#devices === 0) {
+      try {
+        this.#switchOn()
+      } catch (error) {
+        this.#release()
+        throw error
+      }
+    }
     const { words, at } = this.#contextEntry(source)
     if (CONTEXT_ENTRY.field.P.read(words, at) === 1) {
       throw new InvalidState('ERR_IN_USE', `source id ${source} has a driver already`)
@@ -149,6 +158,12 @@ export class IntelIommuUnit {
     fill(CONTEXT_ENTRY, values, words, at)
     CONTEXT_ENTRY.field.P.write(words, 1, at)
     this.#devices += 1
+    if (!this.capabilities.cachingMode) return
+    // VT-d 4.1, 6.1: what was not present is cached under domain 0.
+    this.queue.contextDevice(0, source)
+    this.queue.submit()
+    this.queue.iotlbDomain(entry.domain)
+    this.queue.submit()
   }
 
   /** Takes the context entry away and switches the unit off after the last device. */
@@ -156,13 +171,16 @@ export class IntelIommuUnit {
     const { words, at } = this.#contextEntry(source)
     words.fill(0, at, at + WORDS_PER_ENTRY)
     const queue = this.queue
-    queue.contextDevice(domain, source)
-    queue.submit()
-    queue.iotlbDomain(domain)
-    if (deviceTlb) queue.deviceTlbAll(source)
-    queue.submit()
-    this.#devices -= 1
-    if (this.#devices === 0) this.#switchOff()
+    try {
+      queue.contextDevice(domain, source)
+      queue.submit()
+      queue.iotlbDomain(domain)
+      if (deviceTlb) queue.deviceTlbAll(source)
+      queue.submit()
+    } finally {
+      this.#devices -= 1
+      if (this.#devices === 0) this.#switchOff()
+    }
   }
 
   /** Reads and clears the fault records (Linux: `dmar_fault`). */
@@ -223,12 +241,17 @@ export class IntelIommuUnit {
   #switchOff(): void {
     this.#clear(COMMAND.TE.of(1))
     this.#clear(COMMAND.QIE.of(1))
+    this.#release()
+  }
+
+  #release(): void {
     for (const page of this.#contexts.values()) this.#pages.free(page)
     this.#contexts.clear()
     const tables = this.#tables
     if (tables !== undefined) for (const page of Object.values(tables)) this.#pages.free(page)
     this.#tables = undefined
     this.#submitter = undefined
+    this.#command = 0n
   }
 
   /** 6.1 writes the fault status back three times over; 6.12 reads it once. */
@@ -321,5 +344,6 @@ function capabilities(cap: bigint, ecap: bigint): UnitCapabilities {
     maxOrder: CAP.PSI.in(cap) === 1 ? CAP.MAMV.in(cap) : -1,
     deviceTlb: ECAP.DT.in(ecap) === 1,
     passThrough: ECAP.PT.in(ecap) === 1,
+    cachingMode: CAP.CM.in(cap) === 1,
   }
 }

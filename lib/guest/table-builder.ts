@@ -67,7 +67,8 @@ export class TableBuilder {
   }
 
   /**
-   * Maps a run of pages with the largest leaves that the alignment of both sides allows.
+   * Maps a run of pages with the largest leaves that the alignment of both sides allows. Tables
+   * with nothing in them that are in the way are given back, as by `unmapPages` with `freeTables`.
    * @param largest level of the largest leaf to use; default 1 (4 KiB)
    * @throws RangeError for pages beyond the tables' reach; InvalidState as `mapPage`
    */
