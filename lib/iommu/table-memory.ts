@@ -8,6 +8,8 @@
 export interface TableRegion {
   /** Guest-physical address of the first byte. */
   readonly start: number
+  /** The first byte beyond; at most 4 GiB after `start`. */
+  readonly end: number
   readonly u32: Uint32Array
 }
 

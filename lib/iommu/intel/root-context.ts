@@ -53,12 +53,16 @@ export class LegacyContext {
   readonly #has: Capabilities
   readonly #rootReserved: Int32Array
   readonly #contextReserved: Int32Array
+  readonly #endPages: readonly number[]
 
   constructor(memory: TableMemory, has: Capabilities) {
     this.#memory = memory
     this.#has = has
     this.#rootReserved = reservedBits(has, ROOT_ENTRY, ROOT_ENTRY.field.CTP)
     this.#contextReserved = reservedBits(has, CONTEXT_ENTRY, CONTEXT_ENTRY.field.SSPTPTR)
+    this.#endPages = [0, 1, 2, 3, 4, 5].map(
+      (levels) => 2 ** Math.min(9 * levels, has.addressWidth - 12),
+    )
   }
 
   /**
@@ -72,7 +76,7 @@ export class LegacyContext {
     const rootRegion = this.#memory.find(rootAt)
     if (rootRegion === undefined) return CODE['root-access']
     const root = rootRegion.u32
-    const r = (rootAt - rootRegion.start) / 4
+    const r = (rootAt - rootRegion.start) >>> 2
     const rootLow = root[r]
     const rootHigh = root[r + 1]
     if ((rootLow & ROOT_P) === 0) return CODE['root-not-present']
@@ -87,7 +91,7 @@ export class LegacyContext {
     const region = this.#memory.find(at)
     if (region === undefined) return CODE['context-access']
     const { u32 } = region
-    const c = (at - region.start) / 4
+    const c = (at - region.start) >>> 2
     const low = u32[c]
     const high = u32[c + 1]
     const third = u32[c + 2]
@@ -108,7 +112,7 @@ export class LegacyContext {
   #judge(ats: boolean): number {
     const has = this.#has
     if (this.levels < 3 || this.levels > has.levels) return CODE['context-invalid']
-    this.endPage = 2 ** (Math.min(has.addressWidth, 12 + 9 * this.levels) - 12)
+    this.endPage = this.#endPages[this.levels]
     switch (this.translationType) {
       case TRANSLATION_TYPE.untranslated:
         return ats && !has.qemu ? CODE['type-blocked'] : 0

@@ -5,11 +5,10 @@
  * into the index bits of levels 1 to 3 and those of levels 4 and 5. Not here: which table belongs
  * to a request (`root-context.ts`, `pasid-table.ts`), and the interrupt window.
  */
-import { READ, WRITE } from '../../address'
 import type { AccessBits } from '../../address'
 import { layout } from '../../bits'
 import type { PageTranslation } from '../../memory/address-space'
-import type { TableMemory } from '../table-memory'
+import type { TableMemory, TableRegion } from '../table-memory'
 import type { Capabilities } from './capabilities'
 import { CODE } from './faults'
 
@@ -28,8 +27,9 @@ export const SECOND_STAGE_ENTRY = layout(64, [
 ])
 
 const { R, W, PS, SNP, ADDR, TM } = SECOND_STAGE_ENTRY.field
-/** `READ | WRITE` of `address.ts`: the entry has them in the same places. */
-const ACCESS = R.mask() | W.mask()
+/** An entry has R and W where `AccessBits` has them. */
+const W_BIT = W.mask()
+const BOTH = R.mask() | W_BIT
 const LEAF = PS.mask()
 const ADDR_HIGH = ADDR.mask(1)
 
@@ -104,23 +104,26 @@ export function walkSecondStage(
   const high = Math.floor(page / LOW_LEVELS)
   const low = page - high * LOW_LEVELS
   let table = root
-  let granted = READ | WRITE
+  let granted: number = BOTH
+  let region: TableRegion | undefined
   for (let level = levels; ; level--) {
     const index = (level > 3 ? high >> (9 * (level - 4)) : low >> (9 * (level - 1))) & 511
     const at = table * 4096 + index * 8
-    const region = memory.find(at)
-    if (region === undefined) return level === levels ? codes.rootAccess : codes.access
+    if (region === undefined || at < region.start || at >= region.end) {
+      region = memory.find(at)
+      if (region === undefined) return level === levels ? codes.rootAccess : codes.access
+    }
     const { u32 } = region
-    const word = (at - region.start) / 4
+    const word = (at - region.start) >>> 2
     let entry = u32[word]
     let entryHigh = u32[word + 1]
     for (let reads = 1; u32[word] !== entry && reads < READS; reads++) {
       entry = u32[word]
       entryHigh = u32[word + 1]
     }
-    granted &= entry & ACCESS
+    granted &= entry & BOTH
     if (granted === 0 || (granted & wanted) !== wanted) {
-      return (wanted & ~granted & WRITE) !== 0 ? codes.writeDenied : codes.readDenied
+      return (wanted & ~granted & W_BIT) !== 0 ? codes.writeDenied : codes.readDenied
     }
     const leaf = level === 1 || ((entry & LEAF) !== 0 && level <= leafLevel)
     const rule = level * 4 + (leaf ? 2 : 0)
