@@ -224,9 +224,9 @@ function address(name: string, offset: number, part: Part, word: 0 | 1): CommonF
   }
 }
 
-/** Bits 0 to 31 for 0, bits 32 to 63 for 1, and 0 beyond (4.1.4.3.1, device_feature). */
+/** Bits 0 to 31 for 0, bits 32 to 63 for 1, nothing beyond (4.1.4.3.1, device_feature). */
 function half(value: bigint, index: number): number {
-  return index > 1 ? 0 : Number((value >> BigInt(32 * index)) & 0xffffffffn)
+  return Number((value >> BigInt(32 * index)) & 0xffffffffn)
 }
 
 function overlaps(field: CommonField, offset: number, size: number): boolean {

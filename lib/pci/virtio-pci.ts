@@ -115,6 +115,7 @@ export class VirtioPci implements Disposable {
     }
     this.config = this.#configSpace(identity, queues, options.integrated ?? false)
     this.#subscriptions = this.#subscribe(backend, queues)
+    this.#commandChanged()
   }
 
   /** An MSI-X message: a memory write of four bytes. */

@@ -315,6 +315,11 @@ describe('parsing', () => {
     ])
   })
 
+  it('8.3: takes the size of a unit from the low four bits', () => {
+    const hex = '260000000000000000000000' + '00001000' + '01' + 'f2' + '0000' + '0000d9fe00000000'
+    expect(parseDmar(withBody(Buffer.from(hex, 'hex'))).drhd[0].registerBytes).toBe(16384)
+  })
+
   const head = body(SMALLEST).slice(0, 24)
   it.each([
     ['another table', 'APIC', head],

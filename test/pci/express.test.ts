@@ -69,6 +69,7 @@ describe('the PCI Express capability (PCIe 5.0 7.5.3)', () => {
     config.write(at + register, value, size)
     expect(resets).toBe(1)
     expect(config.read(at + 9, 1) & 0x80n).toBe(0n)
+    config.write(at + 8, 0n, 1)
     config.write(at + 8, 0n, 4)
     expect(resets).toBe(1)
   })

@@ -257,11 +257,48 @@ describe('interrupts (virtio 1.3 4.1.5)', () => {
     expect(levels).toEqual([])
   })
 
-  it('2.1.2: DEVICE_NEEDS_RESET is a change of the configuration', () => {
+  it('2.1.2: DEVICE_NEEDS_RESET is a change of the configuration, told once', () => {
     const { driver, backend, pci } = made()
     driver.start()
     backend.fail(0)
     expect(pci.bar.read(ISR, 1)).toBe(2n)
+    backend.fail(1)
+    expect(pci.bar.read(ISR, 1)).toBe(0n)
+  })
+
+  it('with MSI-X wait until the function may write memory', () => {
+    const device = made()
+    const { driver, backend, pci, configuration } = device
+    driver.start()
+    driver.set('configVector', 2)
+    pci.config.write(4, 2n, 2)
+    const sent = enableMsix(device)
+    configuration.setLink('down')
+    expect(sent).toEqual([])
+    driver.enableFunction()
+    expect(sent).toEqual([2])
+    expect(backend.running).toBe(true)
+  })
+
+  it('before bus mastering is on no message leaves', () => {
+    const device = made()
+    const sent = enableMsix(device)
+    device.pci.msix.raise(1)
+    expect(sent).toEqual([])
+    device.driver.enableFunction()
+    expect(sent).toEqual([1])
+  })
+
+  it('2.4.1: a reset deasserts INTA and clears the ISR status', () => {
+    const { driver, backend, pci } = made()
+    const levels: boolean[] = []
+    pci.onInterrupt((asserted) => levels.push(asserted))
+    driver.start()
+    backend.call(0)
+    driver.set('status', 0)
+    expect(levels).toEqual([true, false])
+    expect(pci.config.read(6, 1) & 8n).toBe(0n)
+    expect(pci.bar.read(ISR, 1)).toBe(0n)
   })
 })
 
