@@ -15,6 +15,7 @@
               "native/ioctl.cc",
               "native/mapping.cc",
               "native/messages.cc",
+              "native/oldest_libc.cc",
               "native/poller.cc",
               "native/process_lock.cc"
             ],

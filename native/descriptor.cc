@@ -8,8 +8,8 @@
 
 #include <cerrno>
 #include <climits>
+#include <set>
 #include <string>
-#include <unordered_set>
 #include <utility>
 
 #include "arguments.h"
@@ -24,8 +24,8 @@ namespace {
 
 // The numbers that descriptors of all threads own, so that none gets a second owner. Never
 // destroyed: Workers may outlive static destructors.
-std::unordered_set<int>& OwnedNumbers() {
-  static auto* numbers = new std::unordered_set<int>();
+std::set<int>& OwnedNumbers() {
+  static auto* numbers = new std::set<int>();
   return *numbers;
 }
 
@@ -84,7 +84,7 @@ namespace {
 Napi::Value Wrap(Napi::Env env, int fd) {
   if (fd < 0) return Napi::Number::New(env, -errno);
   Environment* environment = Environment::Of(env);
-  environment->new_descriptor = std::make_shared<DescriptorState>(fd);
+  environment->new_descriptor = std::shared_ptr<DescriptorState>(new DescriptorState(fd));
   Napi::Object object = environment->descriptor_class.New({});
   environment->new_descriptor.reset();
   return object;
@@ -101,7 +101,7 @@ Napi::Function Descriptor::Define(Napi::Env env) {
 Descriptor::Descriptor(const Napi::CallbackInfo& info) : TaggedWrap<Descriptor>(info) {
   state_ = std::move(Environment::Of(info.Env())->new_descriptor);
   if (state_ == nullptr) {
-    state_ = std::make_shared<DescriptorState>(-1);
+    state_ = std::shared_ptr<DescriptorState>(new DescriptorState(-1));
     ThrowIllegalConstructor(info.Env());
     return;
   }

@@ -6,9 +6,9 @@
 #include <napi.h>
 
 #include <cstdint>
+#include <list>
 #include <memory>
-#include <unordered_set>
-#include <vector>
+#include <set>
 
 #include "tagged_wrap.h"
 
@@ -39,11 +39,11 @@ class DescriptorState {
   // Whether one of the mappings held contains all of [address, address + length).
   bool Holds(uint64_t address, uint64_t length) const;
 
-  std::unordered_set<PollHandle*> polls;
+  std::set<PollHandle*> polls;
 
  private:
   int fd_;
-  std::vector<std::shared_ptr<Mapping>> held_;
+  std::list<std::shared_ptr<Mapping>> held_;
 };
 
 // The class `Descriptor` of JavaScript.

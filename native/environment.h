@@ -8,7 +8,7 @@
 #include <napi.h>
 
 #include <memory>
-#include <unordered_set>
+#include <set>
 
 namespace vhost_iotlb {
 
@@ -31,7 +31,7 @@ struct Environment {
   std::shared_ptr<Mapping> new_mapping;
   PollHandle* new_poller = nullptr;
 
-  std::unordered_set<PollHandle*> open_polls;
+  std::set<PollHandle*> open_polls;
   // Handles between uv_close and its callback.
   size_t closing_polls = 0;
 

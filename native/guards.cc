@@ -8,8 +8,6 @@ namespace vhost_iotlb {
 
 namespace {
 
-// Twice what the largest message has: a memory table of 64 regions.
-constexpr uint32_t kMostGuards = 128;
 constexpr size_t kWord = sizeof(uint64_t);
 
 // Both targets are little-endian, as the messages are.
@@ -31,7 +29,7 @@ bool Guards::Read(const Napi::Value& value) {
     ThrowType(env, "guards", "an array of integers");
     return false;
   }
-  if (length % 2 != 0 || length > 2 * kMostGuards) {
+  if (length % 2 != 0 || length > 2 * kMost) {
     ThrowRange(env, "guards.length", "an even number up to 256", length);
     return false;
   }
@@ -48,13 +46,13 @@ bool Guards::Read(const Napi::Value& value) {
                      &guard.length_at)) {
       return false;
     }
-    guards_.push_back(guard);
+    guards_[count_++] = guard;
   }
   return true;
 }
 
 bool Guards::Fit(napi_env env, size_t size) const {
-  for (const Guard& guard : guards_) {
+  for (const Guard& guard : *this) {
     for (int64_t at : {static_cast<int64_t>(guard.address_at), guard.length_at}) {
       if (at < 0 || (size >= kWord && static_cast<uint64_t>(at) <= size - kWord)) continue;
       ThrowRange(env, "guard", "the place of a 64-bit word in the message",
@@ -66,7 +64,7 @@ bool Guards::Fit(napi_env env, size_t size) const {
 }
 
 bool Guards::Allow(const DescriptorState& descriptor, const uint8_t* message) const {
-  for (const Guard& guard : guards_) {
+  for (const Guard& guard : *this) {
     uint64_t length = guard.length_at < 0 ? static_cast<uint64_t>(-guard.length_at)
                                           : WordAt(message, static_cast<size_t>(guard.length_at));
     if (!descriptor.Holds(WordAt(message, guard.address_at), length)) return false;

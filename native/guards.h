@@ -7,9 +7,9 @@
 
 #include <napi.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include "descriptor.h"
 
@@ -24,15 +24,22 @@ class Guards {
   // Whether each address of the message lies in the memory that the descriptor holds.
   bool Allow(const DescriptorState& descriptor, const uint8_t* message) const;
 
-  bool empty() const { return guards_.empty(); }
+  bool empty() const { return count_ == 0; }
 
  private:
+  // Twice what the largest message has: a memory table of 64 regions.
+  static constexpr uint32_t kMost = 128;
+
   struct Guard {
     uint32_t address_at;
     // A literal length where negative.
     int64_t length_at;
   };
-  std::vector<Guard> guards_;
+  const Guard* begin() const { return guards_.data(); }
+  const Guard* end() const { return guards_.data() + count_; }
+
+  std::array<Guard, kMost> guards_;
+  uint32_t count_ = 0;
 };
 
 }  // namespace vhost_iotlb

@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <unordered_map>
+#include <map>
 #include <utility>
 
 #include "arguments.h"
@@ -29,9 +29,9 @@ constexpr size_t kHuge1G = size_t{1} << 30;
 // destructors.
 struct Registry {
   uint64_t last = 0;
-  std::unordered_map<uint64_t, std::weak_ptr<Mapping>> mappings;
+  std::map<uint64_t, std::weak_ptr<Mapping>> mappings;
   // What the buffers that V8 still knows keep in place, by the number of the view.
-  std::unordered_map<uint64_t, std::shared_ptr<Mapping>> views;
+  std::map<uint64_t, std::shared_ptr<Mapping>> views;
 };
 
 Registry& Shared() {

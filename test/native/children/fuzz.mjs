@@ -57,23 +57,61 @@ const hostile = () => {
   return { bytes, guards }
 }
 const objects = fc.constantFrom(
-  fifo, event, socket, closed, memory, gone, poller, native, native.open, fifo.constructor,
-  Object.create(fifo), new Proxy(event, {}), new Proxy(() => {}, {}), REVOKED,
-  Object.getPrototypeOf(fifo), globalThis, Symbol.iterator, () => {}, class {},
+  fifo,
+  event,
+  socket,
+  closed,
+  memory,
+  gone,
+  poller,
+  native,
+  native.open,
+  fifo.constructor,
+  Object.create(fifo),
+  new Proxy(event, {}),
+  new Proxy(() => {}, {}),
+  REVOKED,
+  Object.getPrototypeOf(fifo),
+  globalThis,
+  Symbol.iterator,
+  () => {},
+  class {},
 )
 const buffers = fc.constantFrom(
-  new Uint8Array(72), new Uint8Array(4096), new Float64Array(9), new BigInt64Array(3),
-  new DataView(new ArrayBuffer(100), 10, 50), new Uint8Array(new SharedArrayBuffer(144)),
-  new Uint8Array(memory.buffer), new Uint32Array(memory.buffer, 4096), Buffer.alloc(80),
-  new Uint8Array(0), new DataView(new ArrayBuffer(0)), detached, onGone, ...shrunk,
-  new ArrayBuffer(72), memory.buffer,
+  new Uint8Array(72),
+  new Uint8Array(4096),
+  new Float64Array(9),
+  new BigInt64Array(3),
+  new DataView(new ArrayBuffer(100), 10, 50),
+  new Uint8Array(new SharedArrayBuffer(144)),
+  new Uint8Array(memory.buffer),
+  new Uint32Array(memory.buffer, 4096),
+  Buffer.alloc(80),
+  new Uint8Array(0),
+  new DataView(new ArrayBuffer(0)),
+  detached,
+  onGone,
+  ...shrunk,
+  new ArrayBuffer(72),
+  memory.buffer,
 )
 const numbers = fc.oneof(
-  fc.integer({ min: -3, max: 300 }), fc.integer(), fc.double(), fc.maxSafeInteger(),
+  fc.integer({ min: -3, max: 300 }),
+  fc.integer(),
+  fc.double(),
+  fc.maxSafeInteger(),
   fc.constantFrom(0, 8, 72, 4096, 2 ** 21, 2 ** 30, 2 ** 31, 2 ** 32, 2 ** 53, -0, NaN, Infinity),
 )
 const requests = fc.constantFrom(
-  0x5460, 0x541b, 0x80045200, 0x400454ca, 0x4008af00, 0x8008af00, 0xaf01, 0x40045431, 0xffffffff,
+  0x5460,
+  0x541b,
+  0x80045200,
+  0x400454ca,
+  0x4008af00,
+  0x8008af00,
+  0xaf01,
+  0x40045431,
+  0xffffffff,
   0xbfffae00,
 )
 const guards = fc.oneof(
@@ -87,13 +125,16 @@ const any = fc.oneof(
   { weight: 3, arbitrary: numbers },
   { weight: 1, arbitrary: requests },
   { weight: 1, arbitrary: guards },
-  { weight: 1, arbitrary: fc.anything({ withBigInt: true, withTypedArray: true, withSparseArray: true }) },
+  {
+    weight: 1,
+    arbitrary: fc.anything({ withBigInt: true, withTypedArray: true, withSparseArray: true }),
+  },
 )
-const likely = (arbitrary) =>
-  fc.oneof({ weight: 8, arbitrary }, { weight: 1, arbitrary: any })
+const likely = (arbitrary) => fc.oneof({ weight: 8, arbitrary }, { weight: 1, arbitrary: any })
 const descriptors = likely(fc.constantFrom(fifo, event, socket, closed))
 const sizes = likely(fc.constantFrom(0, 1, 4, 8, 16, 36, 72, 80, 144, 4096))
-const optional = (arbitrary) => fc.oneof({ weight: 3, arbitrary: fc.constant(undefined) }, arbitrary)
+const optional = (arbitrary) =>
+  fc.oneof({ weight: 3, arbitrary: fc.constant(undefined) }, arbitrary)
 const fitting = fc.oneof(
   fc.constantFrom([], [0, 8], [0, -8], [8, 0], [24, 16], [0, -1, 8, -1], [-0, -0], [64, -72]),
   guards,
@@ -102,19 +143,30 @@ const fitting = fc.oneof(
 // The shape that a call should have, each place of it sometimes filled with anything else.
 const shaped = {
   // A number that is open belongs to Node or to the test: taking it over is the caller's word.
-  adopt: [fc.oneof(fc.integer({ min: FIRST_UNUSED_FD }), any.filter((x) => typeof x !== 'number'))],
+  adopt: [
+    fc.oneof(
+      fc.integer({ min: FIRST_UNUSED_FD }),
+      any.filter((x) => typeof x !== 'number'),
+    ),
+  ],
   duplicate: [likely(fc.nat(40))],
   eventfd: [likely(fc.nat())],
   hold: [descriptors, likely(fc.constantFrom(memory, gone))],
   ioctl: [
-    descriptors, likely(requests), likely(fc.oneof(buffers, fc.nat(0xffff))), optional(sizes),
+    descriptors,
+    likely(requests),
+    likely(fc.oneof(buffers, fc.nat(0xffff))),
+    optional(sizes),
     optional(fitting),
   ],
   mapMemory: [likely(fc.nat(64).map((pages) => pages * 4096)), likely(fc.constantFrom(0, 2 ** 21))],
   open: [likely(fc.constantFrom('fifo', '.', '', 'a\0b', 'x'.repeat(5000))), likely(fc.nat())],
   openMapping: [likely(fc.constantFrom(memory.id, gone.id, 0))],
   poll: [
-    descriptors, likely(fc.oneof(buffers, fc.constant(null))), sizes, likely(fc.constant(() => {})),
+    descriptors,
+    likely(fc.oneof(buffers, fc.constant(null))),
+    sizes,
+    likely(fc.constant(() => {})),
     optional(likely(fc.nat(1000))),
   ],
   read: [descriptors, likely(buffers), sizes, sizes],
