@@ -450,14 +450,19 @@ describe('a hostile guest', () => {
   })
 
   it('cannot make a write throw, run a backend out of order, or write what is read-only', () => {
+    const devices = [new RecordingBackend(), new ResettingBackend()].map((backend) => {
+      const failures: unknown[] = []
+      const device = made({ backend })
+      device.pci.onFailure((cause) => failures.push(cause))
+      return { ...device, failures }
+    })
     let runs = 0
     fc.assert(
-      fc.property(fc.array(steps, { maxLength: 8 }), fc.boolean(), (list, resetting) => {
+      fc.property(fc.array(steps, { maxLength: 6 }), fc.constantFrom(0, 1), (list, which) => {
         runs++
-        const backend = resetting ? new ResettingBackend() : new RecordingBackend()
-        const { pci, driver } = made({ backend })
-        const failures: unknown[] = []
-        pci.onFailure((cause) => failures.push(cause))
+        const { pci, driver, backend, failures } = devices[which]
+        backend.log.length = 0
+        pci.reset()
         for (const { window, accesses: some } of list) {
           if (window === 'call') backend.call(some.length % 2)
           else if (window === 'fail') backend.fail(some.length % 2)
@@ -466,7 +471,7 @@ describe('a hostile guest', () => {
             const space = window === 'config' ? pci.config : pci.bar
             const at = window === 'common' ? offset % 64 : offset
             if (write) space.write(at, value, size)
-            else expect(space.read(at, size) >> BigInt(8 * size)).toBe(0n)
+            else if (space.read(at, size) >> BigInt(8 * size) !== 0n) throw new Error('too wide')
           }
           expect(backend.running).toBe(pci.transport.running)
         }
