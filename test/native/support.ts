@@ -57,6 +57,11 @@ export function isMapped(address: bigint): boolean {
     .some((line) => line.startsWith(`${address.toString(16).padStart(8, '0')}-`))
 }
 
+/** How many mappings of guest memory this process has. */
+export function mappings(): number {
+  return readFileSync('/proc/self/maps', 'utf8').split('memfd:guest-memory').length - 1
+}
+
 /** The octal flags of a descriptor, with O_CLOEXEC in them. */
 export function flagsOf(fd: number): number {
   const match = /flags:\s+(\d+)/.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))
