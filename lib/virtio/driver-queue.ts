@@ -9,7 +9,7 @@
  * It does not own buffers and does not notify: `publish()` says whether the device wants a kick.
  */
 import { PAGE_SHIFT } from '../address'
-import type { ByteSpace, RegionViews } from './dma-view'
+import type { ByteSpace } from './dma-view'
 import {
   AVAIL,
   DESC,
@@ -27,6 +27,8 @@ import {
   usedEventOffset,
 } from './ring-layout'
 import type { RingAddresses } from './ring-layout'
+import { clearedPart, writeAddress } from './ring-memory'
+import type { WordTable } from './ring-memory'
 
 /** One buffer of a chain: a device address and whether the device may write there. */
 export interface Segment {
@@ -67,7 +69,6 @@ export class Completion {
   length = 0
 }
 
-const PAGES_PER_HIGH_WORD = 2 ** 20
 const MAX_CHAIN_BYTES = 2 ** 32
 
 export class DriverQueue {
@@ -75,8 +76,8 @@ export class DriverQueue {
   readonly completion = new Completion()
 
   readonly #eventIndex: boolean
-  readonly #desc: Table
-  readonly #indirect: Table | undefined
+  readonly #desc: WordTable
+  readonly #indirect: WordTable | undefined
   readonly #indirectSegments: number
   readonly #indirectPage: number
   readonly #indirectOffset: number
@@ -125,9 +126,9 @@ export class DriverQueue {
     const { size } = ring
     checkQueueSize(size)
     const layout = ringLayout(size)
-    const desc = part(memory, ring.desc, layout.descBytes, RING_ALIGNMENT.desc, 'desc')
-    const avail = part(memory, ring.avail, layout.availBytes, RING_ALIGNMENT.avail, 'avail')
-    const used = part(memory, ring.used, layout.usedBytes, RING_ALIGNMENT.used, 'used')
+    const desc = clearedPart(memory, ring.desc, layout.descBytes, RING_ALIGNMENT.desc, 'desc')
+    const avail = clearedPart(memory, ring.avail, layout.availBytes, RING_ALIGNMENT.avail, 'avail')
+    const used = clearedPart(memory, ring.used, layout.usedBytes, RING_ALIGNMENT.used, 'used')
     this.size = size
     this.#eventIndex = options.eventIndex ?? false
     this.#desc = { words: desc.views.u32, base: desc.at / 4 }
@@ -391,44 +392,17 @@ export class DriverQueue {
   }
 }
 
-/** Descriptors as 32-bit words: `addr` low, `addr` high, `len`, `flags` and `next`. */
-interface Table {
-  readonly words: Uint32Array
-  /** Index of the first word. */
-  readonly base: number
-}
-
-function writeAddress(words: Uint32Array, word: number, page: number, offset: number): void {
-  const high = Math.floor(page / PAGES_PER_HIGH_WORD)
-  words[word] = ((page - high * PAGES_PER_HIGH_WORD) << PAGE_SHIFT) | offset
-  words[word + 1] = high
-}
-
-function part(
-  memory: ByteSpace,
-  address: bigint,
-  bytes: number,
-  alignment: number,
-  name: string,
-): { readonly views: RegionViews; readonly at: number } {
-  const start = Number(address)
-  if (start % alignment !== 0) {
-    throw new RangeError(`${name} must be aligned to ${alignment}: 0x${address.toString(16)}`)
-  }
-  const views = memory.find(start)
-  if (views === undefined || start + bytes > views.end) {
-    throw new RangeError(`${name} is not in memory as a whole: 0x${address.toString(16)}`)
-  }
-  const at = start - views.start
-  views.u8.fill(0, at, at + bytes)
-  return { views, at }
-}
-
-function indirectTable(memory: ByteSpace, tables: IndirectTables, size: number): Table {
+function indirectTable(memory: ByteSpace, tables: IndirectTables, size: number): WordTable {
   if (!Number.isInteger(tables.segments) || tables.segments < 1) {
     throw new RangeError(`an indirect table has at least one entry: ${tables.segments}`)
   }
   const bytes = DESC.bytes * tables.segments * size
-  const { views, at } = part(memory, tables.gpa, bytes, RING_ALIGNMENT.desc, 'indirect tables')
+  const { views, at } = clearedPart(
+    memory,
+    tables.gpa,
+    bytes,
+    RING_ALIGNMENT.desc,
+    'indirect tables',
+  )
   return { words: views.u32, base: at / 4 }
 }

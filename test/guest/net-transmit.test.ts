@@ -1,0 +1,107 @@
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { PageTranslation } from '../../lib/memory/address-space'
+import { Guest, HandDevice, expectFrames, frameOf, take } from './net-guest'
+
+let guest: Guest
+
+beforeEach(() => {
+  guest = new Guest()
+})
+afterEach(() => {
+  guest[Symbol.dispose]()
+})
+
+describe('NetDriver, sending', () => {
+  it('says that there is no room, and when there is', async () => {
+    using nic = guest.loopback({ onTransmit: () => undefined })
+    using driver = guest.attach(nic, { queueSize: 8 })
+    await driver.start()
+    for (let i = 0; i < 8; i++) expect(driver.send(frameOf(60))).toBe(true)
+    expect(driver.send(frameOf(60))).toBe(false)
+    expect(driver.sendBatch([frameOf(60), frameOf(60)])).toBe(0)
+    await driver.ready()
+    expect(driver.send(frameOf(60))).toBe(true)
+    await driver.flush()
+    expect(driver.stats()).toMatchObject({ sent: 9, completed: 9 })
+    expect(nic.stats().transmitted).toBe(9)
+  })
+
+  it('offers as much of a batch as there is room for, with one kick', async () => {
+    const nic = new HandDevice(guest)
+    using driver = guest.attach(nic, { queueSize: 8 })
+    await driver.start()
+    nic.kicks.length = 0
+    expect(driver.sendBatch(Array.from({ length: 20 }, () => frameOf(60)))).toBe(8)
+    expect(nic.kicks).toEqual([1])
+  })
+
+  it('refuses lengths that no frame has', async () => {
+    using nic = guest.loopback()
+    using driver = guest.attach(nic)
+    await driver.start()
+    for (const bytes of [0, 13, 65_554])
+      expect(() => driver.send(frameOf(bytes))).toThrow(RangeError)
+    expect(driver.send(frameOf(65_553))).toBe(true)
+  })
+
+  it('does not read the frame after send() returned', async () => {
+    using nic = guest.loopback()
+    using driver = guest.attach(nic)
+    await driver.start()
+    const frame = frameOf(5000)
+    driver.send(frame)
+    frame.fill(0)
+    expectFrames(await take(driver, 1), [frameOf(5000)])
+  })
+
+  it('strict: each page is mapped while the device has it, and a stale descriptor faults', async () => {
+    const nic = new HandDevice(guest)
+    using driver = guest.attach(nic)
+    await driver.start()
+    driver.send(frameOf(6000))
+    const queue = nic.queue(1)
+    expect(queue.next()).toBe(true)
+    const { chain } = queue
+    const stale = [...chain.page.subarray(0, chain.count)]
+    expect(stale).toHaveLength(2)
+    const out = new PageTranslation()
+    for (const page of stale) {
+      expect(guest.space.translatePage(page, 1, out)).toBe(true)
+      expect(guest.space.translatePage(page, 2, out)).toBe(false)
+    }
+    const sent = frameOf(6000)
+    expect(guest.memory.view(guest.gpaOf(stale[0]) + 12, 4084)).toEqual(sent.subarray(0, 4084))
+    expect(guest.memory.view(guest.gpaOf(stale[1]), 1916)).toEqual(sent.subarray(4084))
+    queue.complete(chain.head, 0)
+    queue.publish()
+    nic.call(1)
+    for (const page of stale) {
+      expect(guest.space.translatePage(page, 1, out)).toBe(false)
+      expect(out.reason).toBe(6)
+    }
+  })
+
+  it('a receive buffer can be written and not read by the device', async () => {
+    const nic = new HandDevice(guest)
+    using driver = guest.attach(nic)
+    await driver.start()
+    const queue = nic.queue(0)
+    expect(queue.pending()).toBe(256)
+    queue.next()
+    const out = new PageTranslation()
+    expect(guest.space.translatePage(queue.chain.page[0], 2, out)).toBe(true)
+    expect(guest.space.translatePage(queue.chain.page[0], 1, out)).toBe(false)
+    expect(driver.stats().received).toBe(0)
+  })
+
+  it('one descriptor of the ring for a frame of many pages, where tables are indirect', async () => {
+    const nic = new HandDevice(guest)
+    using driver = guest.attach(nic, { queueSize: 4, sendBuffers: 64 })
+    await driver.start()
+    for (let i = 0; i < 3; i++) expect(driver.send(frameOf(65_000))).toBe(true)
+    const queue = nic.queue(1)
+    expect(queue.next()).toBe(true)
+    expect(queue.chain.count).toBe(16)
+    expect(queue.chain.indirectBytes).toBe(256)
+  })
+})
