@@ -22,6 +22,8 @@ export class BitField {
   readonly width: number
   readonly #firstWord: number
   readonly #lastWord: number
+  readonly #shift: number
+  readonly #ones: number
 
   constructor(
     readonly name: string,
@@ -32,10 +34,15 @@ export class BitField {
     this.width = to - from + 1
     this.#firstWord = Math.floor(from / 32)
     this.#lastWord = Math.floor(to / 32)
+    this.#shift = from % 32
+    this.#ones = ones(this.width)
   }
 
   /** @param at index of the structure's first word */
   read(words: Words, at = 0): number {
+    if (this.#firstWord === this.#lastWord) {
+      return ((words[at + this.#firstWord] >>> this.#shift) & this.#ones) >>> 0
+    }
     let value = 0
     let scale = 1
     for (let word = this.#firstWord; word <= this.#lastWord; word++) {

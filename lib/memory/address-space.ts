@@ -12,10 +12,15 @@ import type { Access, AccessBits, Gpa, Iova, Range } from '../address'
 
 /** Why an address was refused: a mnemonic, the code of the specification where there is one. */
 export interface FaultReason {
-  /** VT-d 4.1 7.1.3, table 22: the reason code, or 0 for what the specification does not number. */
+  /** The reason code of VT-d 4.1 7.1.3; from 0x100 on what the specification does not number. */
   readonly code: number
   readonly name: string
 }
+
+/** A device's access to 0xfee00000 to 0xfeefffff is an interrupt, not memory (VT-d 4.1 3.14). */
+export const INTERRUPT_WINDOW: FaultReason = { code: 0x100, name: 'interrupt-window' }
+/** The address is outside the window of an alias (`alias.ts`). */
+export const OUTSIDE_WINDOW: FaultReason = { code: 0x101, name: 'outside-window' }
 
 export interface Translation {
   readonly ok: true
@@ -42,10 +47,14 @@ export class PageTranslation {
   /** The guest-physical page of `firstPage`. */
   gpaPage = 0
   access: AccessBits = 0
-  /** The reason code when the translation failed, 0 otherwise. */
+  /** The code of the `FaultReason` when the translation failed, 0 otherwise. */
   reason = 0
 }
 
+/**
+ * Why something was invalidated. device-tlb and iotlb: the guest named pages. context: what leads
+ * to the tables changed. disabled: translation or the device's ATS was switched, or all was reset.
+ */
 export type InvalidationSource = 'device-tlb' | 'iotlb' | 'context' | 'disabled'
 
 /**

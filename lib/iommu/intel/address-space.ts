@@ -16,11 +16,18 @@ import type {
   Translation,
 } from '../../memory/address-space'
 import { faultReason } from './faults'
+import { INTERRUPT_FIRST_PAGE, INTERRUPT_LAST_PAGE } from './translator'
 import type { Translator } from './translator'
 
-/** No translation was handed out since everything was last invalidated; or some in several. */
-const NO_DOMAIN = -1
-const MANY_DOMAINS = -2
+/** No translation was handed out since everything was last invalidated; or some under several. */
+const NONE = -1
+const MANY = -2
+
+/** QEMU has a notifier on either side of the interrupt window, and tells the upper one first. */
+const QEMU_SECTIONS = [
+  [INTERRUPT_LAST_PAGE + 1, LAST_PAGE],
+  [0, INTERRUPT_FIRST_PAGE - 1],
+] as const
 
 /** A refusal, to be recorded for the guest. */
 export type Report = (
@@ -36,9 +43,11 @@ export class IntelAddressSpace implements AddressSpace {
 
   readonly #translator: Translator
   readonly #report: Report
+  readonly #qemu: boolean
   readonly #notifiers = new Set<Notifier>()
   readonly #scratch = new PageTranslation()
-  #domain = NO_DOMAIN
+  #domain = NONE
+  #pasid = NONE
   #generation = 0
 
   constructor(
@@ -46,9 +55,11 @@ export class IntelAddressSpace implements AddressSpace {
     readonly source: number,
     translator: Translator,
     report: Report,
+    qemu: boolean,
   ) {
     this.#translator = translator
     this.#report = report
+    this.#qemu = qemu
   }
 
   get requester(): number {
@@ -89,9 +100,9 @@ export class IntelAddressSpace implements AddressSpace {
       this.#report(this, page, code, wanted)
       return false
     }
-    if (this.#domain !== translator.domain) {
-      this.#domain = this.#domain === NO_DOMAIN ? translator.domain : MANY_DOMAINS
-    }
+    const { domain, pasid } = translator
+    if (this.#domain !== domain) this.#domain = this.#domain === NONE ? domain : MANY
+    if (this.#pasid !== pasid) this.#pasid = this.#pasid === NONE ? pasid : MANY
     return true
   }
 
@@ -100,23 +111,46 @@ export class IntelAddressSpace implements AddressSpace {
     return { [Symbol.dispose]: () => void this.#notifiers.delete(notifier) }
   }
 
-  /** Whether translations of the domain may be held. */
-  holds(domain: number): boolean {
-    return this.#domain === domain || this.#domain === MANY_DOMAINS
+  /** Whether translations of the domain (and of the PASID, if one is given) may be held. */
+  holds(domain: number, pasid?: number): boolean {
+    if (this.#domain !== domain && this.#domain !== MANY) return false
+    return pasid === undefined || this.holdsPasid(pasid)
   }
 
-  /** Whether anything may be held at all. */
+  holdsPasid(pasid: number): boolean {
+    return this.#pasid === pasid || this.#pasid === MANY
+  }
+
+  /** Nothing was handed out that anybody could still hold. */
   get idle(): boolean {
-    return this.#domain === NO_DOMAIN
+    return this.#domain === NONE
+  }
+
+  /** Tells every notifier, once (in QEMU's way, once per part of the address space). */
+  invalidate(firstPage: number, lastPage: number, source: InvalidationSource): void {
+    this.#generation++
+    if (firstPage === 0 && lastPage === LAST_PAGE) {
+      this.#domain = NONE
+      this.#pasid = NONE
+    }
+    if (!this.#qemu) {
+      this.#tell(firstPage, lastPage, source)
+      return
+    }
+    if (this.ats && source !== 'device-tlb') return
+    const byPages = source === 'device-tlb' || source === 'iotlb'
+    if (byPages && this.state !== 'translating') return
+    for (const [first, last] of QEMU_SECTIONS) {
+      if (firstPage > last || lastPage < first) continue
+      this.#tell(Math.max(firstPage, first), Math.min(lastPage, last), source)
+    }
   }
 
   /**
-   * Tells every notifier, once. All are told even if one throws; the first error is thrown after,
-   * so that no wait descriptor completes what has not happened.
+   * All are told even if one throws; the first error is thrown after, so that no wait descriptor
+   * completes what has not happened.
    */
-  invalidate(firstPage: number, lastPage: number, source: InvalidationSource): void {
-    this.#generation++
-    if (firstPage === 0 && lastPage === LAST_PAGE) this.#domain = NO_DOMAIN
+  #tell(firstPage: number, lastPage: number, source: InvalidationSource): void {
     const errors: unknown[] = []
     for (const notifier of [...this.#notifiers]) {
       try {

@@ -10,23 +10,26 @@ import { LAST_PAGE } from '../../address'
 import type { InvalidationSource } from '../../memory/address-space'
 import { IntelAddressSpace } from './address-space'
 import type { Report } from './address-space'
+import type { Capabilities } from './capabilities'
 import type { Translator } from './translator'
 
 export class AddressSpaces {
   readonly #spaces = new Map<number, IntelAddressSpace>()
   readonly #translator: Translator
   readonly #report: Report
+  readonly #qemu: boolean
 
-  constructor(translator: Translator, report: Report) {
+  constructor(translator: Translator, has: Capabilities, report: Report) {
     this.#translator = translator
     this.#report = report
+    this.#qemu = has.qemu
   }
 
   /** The same object for the same requester each time. */
   of(source: number): IntelAddressSpace {
     let space = this.#spaces.get(source)
     if (space === undefined) {
-      space = new IntelAddressSpace(source, this.#translator, this.#report)
+      space = new IntelAddressSpace(source, this.#translator, this.#report, this.#qemu)
       this.#spaces.set(source, space)
     }
     return space
@@ -43,8 +46,17 @@ export class AddressSpaces {
 
   /** Context entries of a domain: also those of which nothing is known to be held. */
   contextDomain(domain: number): void {
+    this.pasidCache(domain, undefined)
+  }
+
+  /** PASID entries of a domain, or of one PASID in it; each implies the translations under it. */
+  pasidCache(domain: number, pasid: number | undefined): void {
+    if (this.#qemu) {
+      this.everything('context')
+      return
+    }
     this.#each(
-      (space) => space.idle || space.holds(domain),
+      (space) => space.idle || space.holds(domain, pasid),
       (space) => {
         space.invalidateAll('context')
       },
@@ -54,7 +66,8 @@ export class AddressSpaces {
   /** @param ignored source id bits that do not matter (FM) */
   contextDevice(sourceId: number, ignored: number): void {
     this.#each(
-      (space) => ((space.source ^ sourceId) & ~ignored) === 0,
+      (space) =>
+        ((space.source ^ sourceId) & ~ignored) === 0 && !(this.#qemu && space.state === 'identity'),
       (space) => {
         space.invalidateAll('context')
       },
@@ -71,22 +84,41 @@ export class AddressSpaces {
   }
 
   iotlbDomain(domain: number): void {
-    this.iotlbPages(domain, 0, LAST_PAGE)
+    this.#iotlb(domain, undefined, 0, LAST_PAGE)
   }
 
-  iotlbPages(domain: number, firstPage: number, lastPage: number): void {
+  /** @param mask how many low bits of the page number do not matter (AM) */
+  iotlbPages(domain: number, page: number, mask: number): void {
+    const first = this.#qemu ? page : alignedDown(page, mask)
+    this.#iotlb(domain, undefined, first, lastOf(first, mask))
+  }
+
+  pasidIotlb(domain: number, pasid: number): void {
+    this.#iotlb(domain, pasid, 0, LAST_PAGE)
+  }
+
+  pasidIotlbPages(domain: number, pasid: number, page: number, mask: number): void {
+    const first = alignedDown(page, mask)
+    this.#iotlb(domain, pasid, first, lastOf(first, mask))
+  }
+
+  #iotlb(domain: number, pasid: number | undefined, firstPage: number, lastPage: number): void {
     this.#each(
-      (space) => !space.ats && space.holds(domain),
+      (space) => !space.ats && space.holds(domain, pasid),
       (space) => {
         space.invalidate(firstPage, lastPage, 'iotlb')
       },
     )
   }
 
-  /** A source id that is not here is no error: the descriptor may be for another device. */
-  deviceTlb(sourceId: number, firstPage: number, lastPage: number): void {
+  /**
+   * A source id that is not here is no error: the descriptor may be for another device.
+   * @param pasid undefined for all
+   */
+  deviceTlb(sourceId: number, firstPage: number, lastPage: number, pasid?: number): void {
     const space = this.#spaces.get(sourceId)
-    if (space?.ats === true) space.invalidate(firstPage, lastPage, 'device-tlb')
+    if (space?.ats !== true || (pasid !== undefined && !space.holdsPasid(pasid))) return
+    space.invalidate(firstPage, lastPage, 'device-tlb')
   }
 
   /** All are told even if one fails; then the first error is thrown. */
@@ -105,4 +137,12 @@ export class AddressSpaces {
     }
     if (errors.length > 0) throw errors[0]
   }
+}
+
+function alignedDown(page: number, mask: number): number {
+  return page - (page % 2 ** mask)
+}
+
+function lastOf(first: number, mask: number): number {
+  return Math.min(first + 2 ** mask - 1, LAST_PAGE)
 }

@@ -226,3 +226,9 @@ export function reservedBits(
     Number(BigInt.asIntN(32, BigInt(unnamed) | (beyondHost >> BigInt(32 * word)))),
   )
 }
+
+/** Whether a structure in words sets any bit of a mask from `reservedBits`. */
+export function setsAny(words: Uint32Array, mask: Int32Array): boolean {
+  for (let i = 0; i < mask.length; i++) if ((words[i] & mask[i]) !== 0) return true
+  return false
+}

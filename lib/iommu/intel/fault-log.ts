@@ -18,6 +18,8 @@ const FAULT_BIT = FRCD.field.F.mask(3)
 const SOURCE = FRCD.field.SID.mask(2)
 /** AT of a request by a device TLB (7.2.1): 0 untranslated, 1 a translation request. */
 const TRANSLATION_REQUEST = 1
+/** QEMU's "no PASID", cut to 16 bits; PV means nothing while PP is clear. */
+const QEMU_NO_PASID = 0xffff
 
 export interface FaultedRequest {
   readonly source: number
@@ -26,8 +28,8 @@ export interface FaultedRequest {
   readonly code: number
   readonly write: boolean
   readonly ats: boolean
-  /** RID_PASID of a request in scalable mode, or undefined. */
-  readonly pasid: number | undefined
+  /** Whether the request came as far as the paging tables. */
+  readonly reachedTables: boolean
 }
 
 export class FaultLog {
@@ -64,7 +66,7 @@ export class FaultLog {
     FRCD.field.FR.write(record, fault.code)
     FRCD.field.T.write(record, fault.write ? 0 : 1)
     if (fault.ats && !this.#qemu) FRCD.field.AT.write(record, TRANSLATION_REQUEST)
-    if (fault.pasid !== undefined) FRCD.field.PV.write(record, fault.pasid)
+    if (fault.reachedTables && this.#qemu) FRCD.field.PV.write(record, QEMU_NO_PASID)
     FRCD.field.F.write(record, 1)
     this.#store(at, record)
     this.#next = (at + 1) % this.#count

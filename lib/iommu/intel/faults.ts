@@ -3,6 +3,7 @@
  * `explain`. Codes are those of VT-d 4.1, 7.1.3; codes from 0x100 are this library's own and are
  * never recorded.
  */
+import { INTERRUPT_WINDOW } from '../../memory/address-space'
 import type { FaultReason } from '../../memory/address-space'
 
 export interface IntelFaultReason extends FaultReason {
@@ -63,7 +64,7 @@ const ROWS = [
   [0x76, 'nested-fs-denied', true, 'the second stage denies a first-stage table'],
   [0x77, 'nested-fs-write-denied', true, 'the second stage denies setting accessed or dirty'],
   [0x78, 'ss-access', true, 'a second-stage table is not memory'],
-  [0x79, 'ss-denied', true, 'a second-stage entry is not present'],
+  [0x79, 'ss-not-present', true, 'a second-stage entry is not present'],
   [0x7a, 'ss-reserved', true, 'a second-stage entry sets reserved bits'],
   [0x7b, 'ss-root-access', true, 'the top second-stage table is not memory'],
   [0x80, 'not-canonical', true, 'the address is not canonical for the first stage'],
@@ -74,7 +75,12 @@ const ROWS = [
   [0x86, 'sm-read-denied', true, 'the tables do not grant reading'],
   [0x87, 'sm-output-interrupt', true, 'the tables lead into the interrupt window 0xfee00000'],
   [0x91, 'fs-update-failed', true, 'the accessed or dirty bit could not be set'],
-  [0x100, 'interrupt-window', false, 'the device writes interrupts to 0xfee00000, not memory'],
+  [
+    INTERRUPT_WINDOW.code,
+    'interrupt-window',
+    false,
+    'accesses to 0xfee00000 are interrupts, not memory',
+  ],
 ] as const satisfies readonly Row[]
 
 export type FaultName = (typeof ROWS)[number][1]
@@ -93,6 +99,14 @@ const BY_CODE = new Map(FAULT_REASONS.map((reason) => [reason.code, reason]))
 /** The row of a code; an unknown code gets a row that says so. */
 export function faultReason(code: number): IntelFaultReason {
   return BY_CODE.get(code) ?? { code, name: 'unknown', qualified: false, words: 'unknown reason' }
+}
+
+/**
+ * Whether FPD in a context or PASID entry hides a fault of this reason. QEMU leaves reserved bits
+ * in a context entry out.
+ */
+export function isQualified(code: number, qemu: boolean): boolean {
+  return faultReason(code).qualified && !(qemu && code === CODE['context-reserved'])
 }
 
 /** Whether the reason has a number in the specification, and so a place in a fault record. */

@@ -18,11 +18,13 @@ import { capabilities } from './capabilities'
 import type { Capabilities, IntelIommuOptions } from './capabilities'
 import type { Interrupt } from './event-message'
 import { FaultLog } from './fault-log'
-import { CODE, faultReason, isRecorded } from './faults'
+import { explainRequest } from './explain'
+import { CODE, faultReason, isQualified, isRecorded } from './faults'
 import { InvalidationQueue } from './invalidation-queue'
-import { GCMD, REGISTER_WINDOW_BYTES, RTADDR, registerTable } from './registers'
+import { GCMD, IQA, REGISTER_WINDOW_BYTES, RTADDR, registerTable } from './registers'
 import type { RegisterName } from './registers'
-import { Translator } from './translator'
+import { RegisterInvalidation } from './register-invalidation'
+import { TABLE_MODE, Translator } from './translator'
 
 /** A fault as it went into a recording register. */
 export interface RecordedFault {
@@ -44,6 +46,10 @@ interface Effect {
 }
 
 const { TE, SRTP, QIE, SIRTP } = GCMD.field
+const IQA_AT = 0x90
+const QEMU_LEAST_SIZE = 4
+/** A table mode that the unit does not have: every request faults. */
+const UNSUPPORTED_MODE = -1
 
 export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu, MmioDevice {
   /** Bytes of the register window. */
@@ -56,6 +62,8 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
   readonly #spaces: AddressSpaces
   readonly #faults: FaultLog
   readonly #queue: InvalidationQueue
+  readonly #registerInvalidation: RegisterInvalidation
+  readonly #memory: TableMemory
   readonly #effects: ReadonlyMap<RegisterName, Effect>
 
   /** @throws RangeError for options out of range, or that exclude each other */
@@ -66,7 +74,7 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
     this.capabilities = has
     this.#registers = new RegisterFile(registerTable(has), REGISTER_WINDOW_BYTES)
     this.#translator = new Translator(memory, has)
-    this.#spaces = new AddressSpaces(this.#translator, (space, page, code, wanted) => {
+    this.#spaces = new AddressSpaces(this.#translator, has, (space, page, code, wanted) => {
       this.#report(space, page, code, wanted)
     })
     this.#faults = new FaultLog(this.#registers, has, send)
@@ -78,6 +86,13 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
       this.#spaces,
       send,
     )
+    this.#registerInvalidation = new RegisterInvalidation(
+      this.#registers,
+      has,
+      this.#spaces,
+      () => this.#queue.enabled,
+    )
+    this.#memory = memory
     this.#effects = this.#wire()
   }
 
@@ -97,7 +112,17 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
   }
 
   explain(requester: Requester, at: Iova): readonly WalkStep[] {
-    return [{ what: requesterName(sourceId(requester)), at, means: 'not yet' }]
+    const source = sourceId(requester)
+    const { enabled, rootPage, mode } = this.#translator
+    const { ats } = this.#spaces.of(source)
+    return explainRequest(
+      this.#memory,
+      this.capabilities,
+      { enabled, rootPage, mode },
+      source,
+      ats,
+      at,
+    )
   }
 
   /** Registers at their reset values, queue and translation off, every notifier told. */
@@ -107,11 +132,13 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
     this.#faults.restart()
     this.#translator.enabled = false
     this.#translator.rootPage = 0
+    this.#translator.mode = TABLE_MODE.legacy
     this.#spaces.everything('disabled')
   }
 
   /** @param size 1, 2, 4 or 8 bytes, at any offset; what is not a register reads as 0 */
   read(offset: number, size: number): bigint {
+    if (this.capabilities.qemu) return this.#readAsQemu(offset, size)
     return this.#registers.read(offset, size)
   }
 
@@ -120,6 +147,7 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
    * @throws only what a notifier or listener throws: nothing that a guest writes is an error
    */
   write(offset: number, value: bigint, size: number): void {
+    if (this.capabilities.qemu && size < QEMU_LEAST_SIZE) return
     for (const register of this.#registers.write(offset, value, size)) {
       const effect = this.#effects.get(register.name)
       if (effect === undefined) continue
@@ -128,10 +156,20 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
     }
   }
 
+  /** QEMU 7.2: no small accesses, and IQA reads as the queue that runs, not as it was written. */
+  #readAsQemu(offset: number, size: number): bigint {
+    if (size < QEMU_LEAST_SIZE) return 0n
+    if (offset < IQA_AT || offset >= IQA_AT + 8) return this.#registers.read(offset, size)
+    const written = this.#registers.get('IQA')
+    const value = BigInt(this.#queue.base) | (written & IQA.field.QS.bits)
+    return BigInt.asUintN(8 * size, value >> BigInt(8 * (offset - IQA_AT)))
+  }
+
   /** What a write to a register sets off. */
   #wire(): ReadonlyMap<RegisterName, Effect> {
     const faults = this.#faults
     const queue = this.#queue
+    const byRegister = this.#registerInvalidation
     const command = (): void => {
       this.#command(this.#registers.word('GCMD'))
     }
@@ -139,6 +177,8 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
       ['GCMD', { byte: 3, run: command }],
       ['FSTS', { run: faults.statusWritten.bind(faults) }],
       ['FECTL', { run: faults.controlWritten.bind(faults) }],
+      ['CCMD', { byte: 7, run: byRegister.contextCommand.bind(byRegister) }],
+      ['IOTLB', { byte: 7, run: byRegister.iotlbCommand.bind(byRegister) }],
       ['IQT', { run: queue.tailWritten.bind(queue) }],
       ['ICS', { run: queue.statusWritten.bind(queue) }],
       ['IECTL', { run: queue.controlWritten.bind(queue) }],
@@ -168,8 +208,15 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
   #setRootTable(): void {
     const rtaddr = this.#registers.get('RTADDR')
     this.#translator.rootPage = RTADDR.field.RTA.in(rtaddr)
+    this.#translator.mode = this.#tableMode(RTADDR.field.TTM.in(rtaddr))
     this.#setStatus(SRTP.mask(), true)
     this.#spaces.everything('context')
+  }
+
+  /** QEMU looks at one bit, and only where scalable mode is on. */
+  #tableMode(mode: number): number {
+    if (this.capabilities.qemu) return this.capabilities.scalable ? mode & 1 : TABLE_MODE.legacy
+    return mode === TABLE_MODE.scalable && !this.capabilities.scalable ? UNSUPPORTED_MODE : mode
   }
 
   #switchQueue(on: boolean): void {
@@ -192,16 +239,16 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
 
   #report(space: IntelAddressSpace, page: number, code: number, wanted: AccessBits): void {
     if (!isRecorded(code)) return
-    const reason = faultReason(code)
-    if (reason.qualified && this.#translator.faultDisabled) return
+    const { faultDisabled, reachedTables } = this.#translator
+    if (faultDisabled && isQualified(code, this.capabilities.qemu)) return
     const write = isWrite(code, wanted)
     const { source, ats } = space
-    if (!this.#faults.record({ source, page, code, write, ats, pasid: undefined })) return
+    if (!this.#faults.record({ source, page, code, write, ats, reachedTables })) return
     if (this.listenerCount('fault') === 0) return
     this.emit('fault', {
       requester: requesterName(source),
       iova: iovaOfPage(page),
-      reason,
+      reason: faultReason(code),
       wanted: write ? 'write' : 'read',
     })
   }

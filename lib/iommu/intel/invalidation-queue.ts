@@ -4,7 +4,6 @@
  * Every effect is synchronous, so that a wait descriptor completes, and IQH moves past it, only
  * after every notifier has returned. One write runs at most one queue full of descriptors (32768).
  */
-import { LAST_PAGE } from '../../address'
 import type { Layout, RegisterFile } from '../../bits'
 import { readWords, storeWord } from '../table-memory'
 import type { TableMemory } from '../table-memory'
@@ -71,17 +70,55 @@ export class InvalidationQueue {
     this.#faults = faults
     this.#spaces = spaces
     this.#event = new EventMessage(registers, INVALIDATION_EVENT, send)
-    this.#kinds = new Map<number, Kind>([
-      [1, { structure: D.CONTEXT_DESCRIPTOR, run: () => this.#context() }],
-      [2, { structure: D.IOTLB_DESCRIPTOR, run: () => this.#iotlb() }],
-      [3, { structure: D.DEVICE_TLB_DESCRIPTOR, run: () => this.#deviceTlb() }],
-      [4, { structure: D.INTERRUPT_ENTRY_DESCRIPTOR, run: () => ERROR.none }],
-      [5, { structure: D.WAIT_DESCRIPTOR, run: () => this.#wait() }],
-    ])
+    this.#kinds = new Map(has.qemu ? this.#qemuKinds() : this.#allKinds())
+  }
+
+  #allKinds(): readonly (readonly [number, Kind])[] {
+    return [
+      [D.TYPE.context, { structure: D.CONTEXT_DESCRIPTOR, run: () => this.#context() }],
+      [D.TYPE.iotlb, { structure: D.IOTLB_DESCRIPTOR, run: () => this.#iotlb() }],
+      [D.TYPE.deviceTlb, { structure: D.DEVICE_TLB_DESCRIPTOR, run: () => this.#deviceTlb() }],
+      [D.TYPE.interruptEntry, { structure: D.INTERRUPT_ENTRY_DESCRIPTOR, run: nothing }],
+      [D.TYPE.wait, { structure: D.WAIT_DESCRIPTOR, run: () => this.#wait() }],
+      ...(this.#has.scalable ? this.#scalableKinds() : []),
+    ]
+  }
+
+  #scalableKinds(): readonly (readonly [number, Kind])[] {
+    return [
+      [
+        D.TYPE.pasidIotlb,
+        { structure: D.PASID_IOTLB_DESCRIPTOR, wide: true, run: () => this.#pasidIotlb() },
+      ],
+      [
+        D.TYPE.pasidCache,
+        { structure: D.PASID_CACHE_DESCRIPTOR, wide: true, run: () => this.#pasidCache() },
+      ],
+      [
+        D.TYPE.pasidDeviceTlb,
+        { structure: D.PASID_DEVICE_TLB_DESCRIPTOR, wide: true, run: () => this.#pasidDeviceTlb() },
+      ],
+    ]
+  }
+
+  /** QEMU 7.2 takes three types without looking at them, and does not know the last one. */
+  #qemuKinds(): readonly (readonly [number, Kind])[] {
+    const unchecked: Kind = { structure: D.UNCHECKED_DESCRIPTOR, run: nothing }
+    return [
+      ...this.#allKinds().filter(([type]) => type <= D.TYPE.wait),
+      [D.TYPE.interruptEntry, unchecked],
+      [D.TYPE.pasidIotlb, unchecked],
+      [D.TYPE.pasidCache, unchecked],
+    ]
   }
 
   get enabled(): boolean {
     return this.#enabled
+  }
+
+  /** Guest-physical address of the queue that was last switched on. */
+  get base(): number {
+    return this.#base
   }
 
   /** GCMD.QIE from 0 to 1: a tail that is already set is run at once. */
@@ -91,7 +128,6 @@ export class InvalidationQueue {
     this.#base = IQA.field.ADDR.in(iqa) * 4096
     this.#entries = 2 ** (IQA.field.QS.in(iqa) + (this.#wide ? 7 : 8))
     this.#descriptor = new Uint32Array(this.#wide ? 8 : 4)
-    this.#lastType = 0
     this.#moveHead(0)
     this.#enabled = true
     this.tailWritten()
@@ -100,7 +136,7 @@ export class InvalidationQueue {
   /** GCMD.QIE from 1 to 0. @returns false, and stays on, while there is work that was not done */
   disable(): boolean {
     if (this.#head !== this.#tail) return false
-    if (this.#has.qemu && this.#lastType !== 5) return false
+    if (this.#has.qemu && this.#lastType !== D.TYPE.wait) return false
     this.#enabled = false
     this.#moveHead(0)
     return true
@@ -108,6 +144,7 @@ export class InvalidationQueue {
 
   reset(): void {
     this.#enabled = false
+    this.#base = 0
     this.#head = 0
     this.#lastType = 0
   }
@@ -162,7 +199,7 @@ export class InvalidationQueue {
 
   /** IQH stays at the descriptor that failed, until software corrects it and writes IQT again. */
   #stop(error: QueueError): void {
-    this.#registers.set('IQERCD', IQERCD.field.IQEI.of(error))
+    if (!this.#has.qemu) this.#registers.set('IQERCD', IQERCD.field.IQEI.of(error))
     this.#faults.queueError()
   }
 
@@ -175,14 +212,16 @@ export class InvalidationQueue {
   #execute(): QueueError {
     const descriptor = this.#descriptor
     const at = this.#base + this.#head * descriptor.length * 4
+    this.#lastType = 0
     if (!readWords(this.#memory, at, descriptor)) return ERROR.fetch
     const { TYPE, TYPE_HIGH } = D.ANY_DESCRIPTOR.field
-    const type = TYPE.read(descriptor) + TYPE_HIGH.read(descriptor) * 16
+    const extension = this.#has.qemu ? 0 : TYPE_HIGH.read(descriptor) * 16
+    const type = TYPE.read(descriptor) + extension
+    this.#lastType = type
     const kind = this.#kinds.get(type)
     if (kind === undefined) return ERROR.type
     if (kind.wide === true && !this.#wide) return ERROR.width
     if (D.hasReservedBits(descriptor, kind.structure)) return ERROR.reserved
-    this.#lastType = type
     return kind.run()
   }
 
@@ -215,11 +254,8 @@ export class InvalidationQueue {
         this.#spaces.iotlbDomain(DID.read(d))
         return ERROR.none
       case D.GRANULARITY.selective: {
-        const mask = AM.read(d)
-        if (mask > MAX_ADDRESS_MASK) return ERROR.reserved
-        const page = ADDR.read(d)
-        const first = page - (page % 2 ** mask)
-        this.#spaces.iotlbPages(DID.read(d), first, Math.min(first + 2 ** mask - 1, LAST_PAGE))
+        if (AM.read(d) > MAX_ADDRESS_MASK) return ERROR.reserved
+        this.#spaces.iotlbPages(DID.read(d), ADDR.read(d), AM.read(d))
         return ERROR.none
       }
       default:
@@ -236,10 +272,54 @@ export class InvalidationQueue {
     return ERROR.none
   }
 
+  #pasidIotlb(): QueueError {
+    const { G, DID, PASID, AM, ADDR } = D.PASID_IOTLB_DESCRIPTOR.field
+    const d = this.#descriptor
+    switch (G.read(d)) {
+      case D.PASID_IOTLB_GRANULARITY.pasid:
+        this.#spaces.pasidIotlb(DID.read(d), PASID.read(d))
+        return ERROR.none
+      case D.PASID_IOTLB_GRANULARITY.pages:
+        this.#spaces.pasidIotlbPages(DID.read(d), PASID.read(d), ADDR.read(d), AM.read(d))
+        return ERROR.none
+      default:
+        return ERROR.reserved
+    }
+  }
+
+  #pasidCache(): QueueError {
+    const { G, DID, PASID } = D.PASID_CACHE_DESCRIPTOR.field
+    const d = this.#descriptor
+    switch (G.read(d)) {
+      case D.PASID_CACHE_GRANULARITY.domain:
+        this.#spaces.pasidCache(DID.read(d), undefined)
+        return ERROR.none
+      case D.PASID_CACHE_GRANULARITY.pasid:
+        this.#spaces.pasidCache(DID.read(d), PASID.read(d))
+        return ERROR.none
+      case D.PASID_CACHE_GRANULARITY.global:
+        this.#spaces.everything('context')
+        return ERROR.none
+      default:
+        return ERROR.reserved
+    }
+  }
+
+  #pasidDeviceTlb(): QueueError {
+    const { SID, PASID, G, S, ADDR } = D.PASID_DEVICE_TLB_DESCRIPTOR.field
+    const d = this.#descriptor
+    const range = this.#range
+    deviceTlbRange(ADDR.read(d), S.read(d) === 1, range)
+    const pasid = G.read(d) === 1 ? undefined : PASID.read(d)
+    this.#spaces.deviceTlb(SID.read(d), range.firstPage, range.lastPage, pasid)
+    return ERROR.none
+  }
+
   /** The status is written, and the interrupt sent, after everything before it (6.5.2.8). */
   #wait(): QueueError {
     const { IF, SW, DATA, ADDR } = D.WAIT_DESCRIPTOR.field
     const d = this.#descriptor
+    if (this.#has.qemu && IF.read(d) + SW.read(d) === 0) return ERROR.reserved
     if (SW.read(d) === 1 && !storeWord(this.#memory, ADDR.read(d) * 4, DATA.read(d))) {
       return ERROR.fetch
     }
@@ -252,4 +332,9 @@ export class InvalidationQueue {
     this.#registers.setWord('ICS', ICS.field.IWC.mask())
     this.#event.raise()
   }
+}
+
+/** For descriptors about what is not here: interrupt entries are not cached. */
+function nothing(): QueueError {
+  return ERROR.none
 }

@@ -9,6 +9,7 @@ import type { TableMemory } from '../table-memory'
 import { reservedBits } from './capabilities'
 import type { Capabilities } from './capabilities'
 import { CODE } from './faults'
+import type { WalkTrace } from './walk-trace'
 
 export const ROOT_ENTRY = layout(128, [
   { name: 'P', from: 0, to: 0 },
@@ -46,23 +47,17 @@ export class LegacyContext {
   domain = 0
   /** FPD: qualified faults are not recorded. */
   faultDisabled = false
-  /** The first page beyond the address width of the entry and of the unit. */
-  endPage = 0
 
   readonly #memory: TableMemory
   readonly #has: Capabilities
   readonly #rootReserved: Int32Array
   readonly #contextReserved: Int32Array
-  readonly #endPages: readonly number[]
 
   constructor(memory: TableMemory, has: Capabilities) {
     this.#memory = memory
     this.#has = has
     this.#rootReserved = reservedBits(has, ROOT_ENTRY, ROOT_ENTRY.field.CTP)
     this.#contextReserved = reservedBits(has, CONTEXT_ENTRY, CONTEXT_ENTRY.field.SSPTPTR)
-    this.#endPages = [0, 1, 2, 3, 4, 5].map(
-      (levels) => 2 ** Math.min(9 * levels, has.addressWidth - 12),
-    )
   }
 
   /**
@@ -70,9 +65,10 @@ export class LegacyContext {
    * @param ats whether the request comes from a device TLB
    * @returns 0, or the code of the fault
    */
-  lookup(rootPage: number, source: number, ats: boolean): number {
+  lookup(rootPage: number, source: number, ats: boolean, trace?: WalkTrace): number {
     this.faultDisabled = false
     const rootAt = rootPage * 4096 + (source >> 8) * 16
+    if (trace !== undefined) trace.entry('root entry', rootAt, 0)
     const rootRegion = this.#memory.find(rootAt)
     if (rootRegion === undefined) return CODE['root-access']
     const root = rootRegion.u32
@@ -84,7 +80,9 @@ export class LegacyContext {
     if (((rootLow & bad[0]) | (rootHigh & bad[1]) | root[r + 2] | root[r + 3]) !== 0) {
       return CODE['root-reserved']
     }
-    return this.#context((rootHigh * 0x100000 + (rootLow >>> 12)) * 4096 + (source & 255) * 16, ats)
+    const contextAt = (rootHigh * 0x100000 + (rootLow >>> 12)) * 4096 + (source & 255) * 16
+    if (trace !== undefined) trace.entry('context entry', contextAt, 0)
+    return this.#context(contextAt, ats)
   }
 
   #context(at: number, ats: boolean): number {
@@ -112,7 +110,6 @@ export class LegacyContext {
   #judge(ats: boolean): number {
     const has = this.#has
     if (this.levels < 3 || this.levels > has.levels) return CODE['context-invalid']
-    this.endPage = this.#endPages[this.levels]
     switch (this.translationType) {
       case TRANSLATION_TYPE.untranslated:
         return ats && !has.qemu ? CODE['type-blocked'] : 0

@@ -11,6 +11,7 @@ import type { PageTranslation } from '../../memory/address-space'
 import type { TableMemory, TableRegion } from '../table-memory'
 import type { Capabilities } from './capabilities'
 import { CODE } from './faults'
+import type { WalkTrace } from './walk-trace'
 
 /** VT-d 4.1 9.8. What hardware ignores is named IGN; ADDR is checked against the host's width. */
 export const SECOND_STAGE_ENTRY = layout(64, [
@@ -40,6 +41,8 @@ const READS = 4
 
 /** The codes that a walk ends with; legacy and scalable mode number them differently. */
 export interface SecondStageCodes {
+  /** 0: legacy mode has no code for an entry without R and W, but those for a refused access. */
+  readonly notPresent: number
   readonly readDenied: number
   readonly writeDenied: number
   readonly reserved: number
@@ -48,11 +51,21 @@ export interface SecondStageCodes {
 }
 
 export const LEGACY_CODES: SecondStageCodes = {
+  notPresent: 0,
   readDenied: CODE['read-denied'],
   writeDenied: CODE['write-denied'],
   reserved: CODE['paging-reserved'],
   access: CODE['table-access'],
   rootAccess: CODE['context-invalid'],
+}
+
+export const SCALABLE_CODES: SecondStageCodes = {
+  notPresent: CODE['ss-not-present'],
+  readDenied: CODE['sm-read-denied'],
+  writeDenied: CODE['sm-write-denied'],
+  reserved: CODE['ss-reserved'],
+  access: CODE['ss-access'],
+  rootAccess: CODE['ss-root-access'],
 }
 
 /** What an entry must not set, by level (1 to 5) and by whether it is a leaf: two words each. */
@@ -99,6 +112,7 @@ export function walkSecondStage(
   page: number,
   wanted: AccessBits,
   out: PageTranslation,
+  trace?: WalkTrace,
 ): number {
   const { codes, reserved, leafLevel } = rules
   const high = Math.floor(page / LOW_LEVELS)
@@ -109,6 +123,7 @@ export function walkSecondStage(
   for (let level = levels; ; level--) {
     const index = (level > 3 ? high >> (9 * (level - 4)) : low >> (9 * (level - 1))) & 511
     const at = table * 4096 + index * 8
+    if (trace !== undefined) trace.entry('second-stage entry', at, level)
     if (region === undefined || at < region.start || at >= region.end) {
       region = memory.find(at)
       if (region === undefined) return level === levels ? codes.rootAccess : codes.access
@@ -123,6 +138,7 @@ export function walkSecondStage(
     }
     granted &= entry & BOTH
     if (granted === 0 || (granted & wanted) !== wanted) {
+      if ((entry & BOTH) === 0 && codes.notPresent !== 0) return codes.notPresent
       return (wanted & ~granted & W_BIT) !== 0 ? codes.writeDenied : codes.readDenied
     }
     const leaf = level === 1 || ((entry & LEAF) !== 0 && level <= leafLevel)

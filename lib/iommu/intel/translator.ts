@@ -11,42 +11,74 @@ import type { AddressSpaceState, PageTranslation } from '../../memory/address-sp
 import type { TableMemory } from '../table-memory'
 import type { Capabilities } from './capabilities'
 import { CODE } from './faults'
+import { FirstStage } from './first-stage'
+import type { Nesting } from './first-stage'
+import { PASID_TYPE, ScalableContext } from './pasid-table'
 import { LegacyContext, TRANSLATION_TYPE } from './root-context'
-import { LEGACY_CODES, SecondStageRules, walkSecondStage } from './second-stage'
+import { LEGACY_CODES, SCALABLE_CODES, SecondStageRules, walkSecondStage } from './second-stage'
+import type { WalkTrace } from './walk-trace'
 
 /** A device's request in this window is an interrupt, not memory (VT-d 4.1 3.14). */
 export const INTERRUPT_FIRST_PAGE = 0xfee00
 export const INTERRUPT_LAST_PAGE = 0xfeeff
+
+/** RTADDR.TTM (11.4.5); a unit without scalable mode has no other than legacy. */
+export const TABLE_MODE = { legacy: 0, scalable: 1 } as const
 
 const READWRITE = 3
 
 export class Translator {
   /** GSTS.TES. */
   enabled = false
-  /** The root table's page and the mode of its tables, as SRTP latched them. */
+  /** The root table's page and the mode of its tables (RTADDR.TTM), as SRTP latched them. */
   rootPage = 0
-  /** The last request: its domain, and whether FPD hides its faults. */
+  mode = 0
+  /** The last request: its domain and PASID, whether FPD hides its faults, how far it came. */
   domain = 0
+  pasid = 0
   faultDisabled = false
+  reachedTables = false
+  /** Sees every entry that is read; with one, nothing is marked as accessed or dirty. */
+  trace: WalkTrace | undefined = undefined
 
   readonly #memory: TableMemory
   readonly #has: Capabilities
   readonly #legacy: LegacyContext
   readonly #legacyRules: SecondStageRules
+  readonly #scalable: ScalableContext
+  readonly #firstStage: FirstStage
+  readonly #nesting: Nesting
+  /** The first page beyond the width of second-stage tables, by their levels. */
+  readonly #endPages: readonly number[]
+  /** The first page beyond the host's width. */
+  readonly #hostEnd: number
 
   constructor(memory: TableMemory, has: Capabilities) {
     this.#memory = memory
     this.#has = has
     this.#legacy = new LegacyContext(memory, has)
     this.#legacyRules = new SecondStageRules(has, LEGACY_CODES)
+    this.#scalable = new ScalableContext(memory, has)
+    const rules = new SecondStageRules(has, SCALABLE_CODES)
+    this.#nesting = { rules, root: 0, levels: 0, endPage: 0 }
+    this.#firstStage = new FirstStage(memory, has)
+    this.#hostEnd = 2 ** (has.hostAddressWidth - 12)
+    this.#endPages = [0, 1, 2, 3, 4, 5].map(
+      (levels) => 2 ** Math.min(9 * levels, has.addressWidth - 12),
+    )
   }
 
   /** What the tables say of the requester now. */
   state(source: number): AddressSpaceState {
     if (!this.enabled) return 'off'
-    const context = this.#legacy
-    if (context.lookup(this.rootPage, source, false) !== 0) return 'translating'
-    const passes = context.translationType === TRANSLATION_TYPE.passThrough
+    const { rootPage } = this
+    const passes =
+      this.mode === TABLE_MODE.scalable
+        ? this.#scalable.lookup(rootPage, source, false) === 0 &&
+          this.#scalable.type === PASID_TYPE.passThrough
+        : this.mode === TABLE_MODE.legacy &&
+          this.#legacy.lookup(rootPage, source, false) === 0 &&
+          this.#legacy.translationType === TRANSLATION_TYPE.passThrough
     return passes ? 'identity' : 'translating'
   }
 
@@ -62,9 +94,17 @@ export class Translator {
     out: PageTranslation,
   ): number {
     this.faultDisabled = false
+    this.reachedTables = false
     if (page >= INTERRUPT_FIRST_PAGE && page <= INTERRUPT_LAST_PAGE) return CODE['interrupt-window']
     if (!this.enabled) return this.#identity(page, LAST_PAGE, out)
-    return this.#translateLegacy(source, ats, page, wanted, out)
+    switch (this.mode) {
+      case TABLE_MODE.legacy:
+        return this.#translateLegacy(source, ats, page, wanted, out)
+      case TABLE_MODE.scalable:
+        return this.#translateScalable(source, ats, page, wanted, out)
+      default:
+        return CODE['sm-root-table-invalid']
+    }
   }
 
   #translateLegacy(
@@ -75,27 +115,85 @@ export class Translator {
     out: PageTranslation,
   ): number {
     const context = this.#legacy
-    const refused = context.lookup(this.rootPage, source, ats)
+    const refused = context.lookup(this.rootPage, source, ats, this.trace)
     this.faultDisabled = context.faultDisabled
     if (refused !== 0) return refused
     this.domain = context.domain
+    this.pasid = 0
+    this.reachedTables = true
+    const { levels } = context
+    const endPage = this.#endPages[levels]
     if (context.translationType === TRANSLATION_TYPE.passThrough) {
       if (this.#has.qemu) return this.#identity(page, LAST_PAGE, out)
-      if (page >= context.endPage) return CODE['beyond-width']
-      return this.#identity(page, context.endPage - 1, out)
+      if (page >= endPage) return CODE['beyond-width']
+      return this.#identity(page, endPage - 1, out)
     }
-    if (page >= context.endPage) return CODE['beyond-width']
-    const { tableRoot, levels } = context
+    if (page >= endPage) return CODE['beyond-width']
     const code = walkSecondStage(
       this.#memory,
       this.#legacyRules,
-      tableRoot,
+      context.tableRoot,
       levels,
       page,
       wanted,
       out,
+      this.trace,
     )
     return code === 0 ? this.#trim(page, out, CODE['output-interrupt']) : code
+  }
+
+  #translateScalable(
+    source: number,
+    ats: boolean,
+    page: number,
+    wanted: AccessBits,
+    out: PageTranslation,
+  ): number {
+    const context = this.#scalable
+    const refused = context.lookup(this.rootPage, source, ats, this.trace)
+    this.faultDisabled = context.faultDisabled
+    if (refused !== 0) return refused
+    this.domain = context.domain
+    this.pasid = context.pasid
+    const code = this.#walkStages(context, page, wanted, out)
+    if (code !== 0 || context.type === PASID_TYPE.passThrough) return code
+    return this.#trim(page, out, CODE['sm-output-interrupt'])
+  }
+
+  /** The stages that the PASID entry names: one, the other, both or none (3.6 to 3.9). */
+  #walkStages(
+    context: ScalableContext,
+    page: number,
+    wanted: AccessBits,
+    out: PageTranslation,
+  ): number {
+    const { type, firstStageRoot, firstStageLevels } = context
+    const hostEnd = this.#hostEnd
+    const nesting = this.#nesting
+    nesting.root = context.secondStageRoot
+    nesting.levels = context.secondStageLevels
+    nesting.endPage = this.#endPages[context.secondStageLevels] ?? 0
+    switch (type) {
+      case PASID_TYPE.passThrough:
+        return page >= hostEnd ? CODE['sm-beyond-width'] : this.#identity(page, hostEnd - 1, out)
+      case PASID_TYPE.secondStage:
+        if (page >= nesting.endPage) return CODE['sm-beyond-width']
+        return walkSecondStage(
+          this.#memory,
+          nesting.rules,
+          nesting.root,
+          nesting.levels,
+          page,
+          wanted,
+          out,
+          this.trace,
+        )
+      default: {
+        const second = type === PASID_TYPE.nested ? nesting : undefined
+        const stage = this.#firstStage
+        return stage.walk(firstStageRoot, firstStageLevels, page, wanted, out, second, this.trace)
+      }
+    }
   }
 
   #identity(page: number, lastPage: number, out: PageTranslation): number {
