@@ -15,7 +15,7 @@ import { sourceId } from '../iommu/iommu'
 import type { GuestMemory } from '../memory/guest-memory'
 import type { GuestDma, Mapping } from './dma'
 import { IntelIommuUnit } from './intel-iommu-unit'
-import type { DriverOrder, RecordedFault } from './intel-iommu-unit'
+import type { DriverOrder, UnitFault } from './intel-iommu-unit'
 import { IovaAllocator } from './iova-allocator'
 import { PageAllocator } from './page-allocator'
 import { TableBuilder } from './table-builder'
@@ -216,7 +216,7 @@ export class IntelIommuDriver implements GuestDma, Disposable {
   }
 
   /** Faults of every device of the unit, read and cleared. */
-  takeFaults(): readonly RecordedFault[] {
+  takeFaults(): readonly UnitFault[] {
     return this.#unit?.takeFaults() ?? []
   }
 

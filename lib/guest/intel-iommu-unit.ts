@@ -50,7 +50,7 @@ export interface ContextEntry {
 }
 
 /** A fault that the unit recorded (VT-d 4.1, 7.2.1). */
-export interface RecordedFault {
+export interface UnitFault {
   readonly source: number
   readonly page: number
   /** Reason code of table 22. */
@@ -184,8 +184,8 @@ export class IntelIommuUnit {
   }
 
   /** Reads and clears the fault records (Linux: `dmar_fault`). */
-  takeFaults(): readonly RecordedFault[] {
-    const faults: RecordedFault[] = []
+  takeFaults(): readonly UnitFault[] {
+    const faults: UnitFault[] = []
     const first = 16 * CAP.FRO.in(this.#cap)
     const count = CAP.NFR.in(this.#cap) + 1
     for (let index = 0; index < count; index++) {

@@ -110,7 +110,8 @@ export class NetDriver implements Disposable {
    * Copies a frame into a buffer of the driver's own and offers it.
    * @param frame Ethernet, without the frame check sequence; 14 to 65553 bytes
    * @returns false when there is no room: `await ready()`
-   * @throws RangeError for a length that no frame has; InvalidState ERR_NOT_STARTED, ERR_CLOSED
+   * @throws RangeError for a length that no frame has, or that never fits in `sendBuffers`
+   * @throws InvalidState ERR_NOT_STARTED, ERR_CLOSED; ERR_EXHAUSTED without a page for a table
    */
   send(frame: Uint8Array, options?: SendOptions): boolean {
     const pair = this.#pair(options?.pair)
@@ -133,7 +134,7 @@ export class NetDriver implements Disposable {
     return placed
   }
 
-  /** Resolves when there is room for a frame of `bytes`. @throws InvalidState once closed */
+  /** Resolves when there is room for a frame of `bytes`. @throws as `send` */
   ready(bytes = FULL_FRAME_BYTES, pair = 0): Promise<void> {
     return this.#until(() => this.#pair(pair).transmit.hasRoom(bytes))
   }

@@ -25,6 +25,8 @@ export class NetTransmit {
   #freeCount: number
   /** The next buffer of the same frame, or -1. */
   readonly #next: Int32Array
+  /** Buffers that a frame can have at all. */
+  readonly #longest: number
   /** Buffers of the frame that is being placed. */
   #taken = 0
 
@@ -34,12 +36,19 @@ export class NetTransmit {
     this.#free = Int32Array.from({ length: pool.count }, (_, at) => pool.count - 1 - at)
     this.#freeCount = pool.count
     this.#next = new Int32Array(pool.count).fill(NONE)
+    this.#longest = Math.min(pool.count, queue.longestChain)
   }
 
-  /** Whether a frame of `bytes` can be taken now, completions that are there counted in. */
+  /**
+   * Whether a frame of `bytes` can be taken now, completions that are there counted in.
+   * @throws RangeError for a length that no frame has, or for which there never is room
+   */
   hasRoom(bytes: number): boolean {
     const buffers = buffersOf(bytes)
     if (this.#fits(buffers)) return true
+    if (buffers > this.#longest) {
+      throw new RangeError(`a frame of ${bytes} bytes needs ${buffers} buffers: more sendBuffers`)
+    }
     this.reap()
     return this.#fits(buffers)
   }
@@ -47,13 +56,10 @@ export class NetTransmit {
   /**
    * Copies the frame and places it in the ring, not yet visible to the device.
    * @returns false when there is no room
-   * @throws RangeError for a length that no frame has
+   * @throws RangeError as `hasRoom`
    */
   place(frame: Uint8Array, offload: Offload | undefined): boolean {
     const bytes = frame.length
-    if (bytes < MIN_FRAME_BYTES || bytes > MAX_FRAME_BYTES) {
-      throw new RangeError(`a frame has ${MIN_FRAME_BYTES} to ${MAX_FRAME_BYTES} bytes: ${bytes}`)
-    }
     if (!this.hasRoom(bytes)) return false
     const first = this.#free[this.#freeCount - 1]
     writeNetHeader(this.#pool.u8, this.#pool.byteOf(first), offload)
@@ -129,5 +135,8 @@ export class NetTransmit {
 }
 
 function buffersOf(bytes: number): number {
+  if (!(bytes >= MIN_FRAME_BYTES && bytes <= MAX_FRAME_BYTES)) {
+    throw new RangeError(`a frame has ${MIN_FRAME_BYTES} to ${MAX_FRAME_BYTES} bytes: ${bytes}`)
+  }
   return (NET_HEADER_BYTES + bytes + PAGE_SIZE - 1) >>> PAGE_SHIFT
 }

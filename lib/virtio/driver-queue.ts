@@ -187,6 +187,11 @@ export class DriverQueue {
     return this.#refusal
   }
 
+  /** Segments that a chain can have at all. */
+  get longestChain(): number {
+    return this.#segmentPage.length
+  }
+
   /** Whether a chain of so many segments can be offered now. */
   fits(segments: number): boolean {
     if (segments > 1 && segments <= this.#indirectSegments) return this.#free >= 1

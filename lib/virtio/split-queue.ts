@@ -8,8 +8,8 @@
  */
 import { READ, WRITE, pageOf } from '../address'
 import type { AccessBits } from '../address'
-import { DmaWindow } from './dma-view'
-import type { DmaView } from './dma-view'
+import { DmaWindow, physicalView } from './dma-view'
+import type { ByteSpace, DmaView } from './dma-view'
 import {
   AVAIL,
   DESC,
@@ -137,12 +137,14 @@ export class SplitQueue {
   #refusal: ChainRefusal | undefined
 
   /**
-   * @param view how the ring's addresses lead to memory; the indirect tables go the same way
+   * @param from how the ring's addresses lead to memory, and those of indirect tables: guest memory
+   *   itself where they are gpas, `translatedView` where they are iovas
    * @param ring device addresses of the parts, any 64-bit value
    * @throws RangeError for a size that no split ring has
    */
-  constructor(view: DmaView, ring: RingAddresses, options: SplitQueueOptions = {}) {
+  constructor(from: DmaView | ByteSpace, ring: RingAddresses, options: SplitQueueOptions = {}) {
     checkQueueSize(ring.size)
+    const view = 'locate' in from ? from : physicalView(from)
     this.size = ring.size
     this.chain = new Chain(options.segments ?? 1024)
     this.#eventIndex = options.eventIndex ?? false

@@ -44,6 +44,15 @@ describe('NetDriver, sending', () => {
     expect(driver.send(frameOf(65_553))).toBe(true)
   })
 
+  it('refuses frames for which there never is room, rather than let them wait', async () => {
+    using nic = guest.loopback()
+    using driver = guest.attach(nic, { queueSize: 8 })
+    await driver.start()
+    expect(driver.send(frameOf(8 * 4096 - 12))).toBe(true)
+    expect(() => driver.send(frameOf(8 * 4096 - 11))).toThrow(RangeError)
+    await expect(driver.ready(8 * 4096 - 11)).rejects.toThrow(RangeError)
+  })
+
   it('does not read the frame after send() returned', async () => {
     using nic = guest.loopback()
     using driver = guest.attach(nic)
