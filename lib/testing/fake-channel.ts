@@ -102,6 +102,11 @@ export class FakeVhost implements IotlbChannel {
     return this.#pending.length
   }
 
+  /** Where the misses that were read and not answered failed, in the order of asking. */
+  get pendingIovas(): readonly Iova[] {
+    return this.#pending.map(({ iova }) => iova as Iova)
+  }
+
   /** How often the queue's error eventfd fired: too little permission (K2). */
   errors(queue = 0): number {
     return this.#queues[queue].errors

@@ -187,6 +187,23 @@ describe('R1: an invalidation that comes in', () => {
     expect(made.handler.shadow.snapshot()).toEqual(channel.inner.entries)
   })
 
+  it('before the UPDATE’s write has returned is complete when it returns itself (R2)', () => {
+    const channel = new Refusing(new FakeVhost())
+    const made = loop({ channel })
+    made.space.mapPages(5, 5, 100, READ)
+    const held: number[] = []
+    channel.sent = (message) => {
+      if (message !== 'update' || held.length > 0) return
+      made.space.unmapPages(5, 5)
+      made.space.invalidatePages(5, 5)
+      held.push(channel.inner.entries.length)
+    }
+    channel.inner.access(byte(5), 'read')
+    channel.inner.settle()
+    expect(held).toEqual([0])
+    expect(made.handler.shadow.snapshot()).toEqual([])
+  })
+
   it('at each try leaves the miss unanswered, and the device without the entry', () => {
     const made = loop()
     const { vhost, space, handler } = made

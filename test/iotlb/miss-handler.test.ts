@@ -266,6 +266,16 @@ describe('an invalidation of a part, with split', () => {
     expect(it.space.faults).toEqual([])
   })
 
+  it('sends a larger translation that is still there once, not once for each side', () => {
+    const it = loop({ split: true })
+    it.space.mapPages(0, 15, 100, READ)
+    it.vhost.access(byte(0), 'read')
+    it.vhost.settle()
+    it.space.invalidatePages(7, 7)
+    expect(ranges(it)).toEqual([[0n, 15n]])
+    expect(it.handler.stats()).toMatchObject({ resent: 1, updates: 2, invalidates: 1 })
+  })
+
   it('sends nothing beside it when nothing is left', () => {
     const it = made()
     it.space.unmapPages(0, 15)

@@ -58,6 +58,9 @@ export class Refusing implements IotlbChannel {
   refuse: (message: 'update' | 'invalidate' | 'drain') => 'lost' | 'done' | undefined = () =>
     undefined
 
+  /** Called when a message took effect, before the write returns. */
+  sent: (message: 'update' | 'invalidate' | 'drain') => void = () => undefined
+
   constructor(readonly inner: FakeVhost) {}
 
   get limit(): number {
@@ -99,7 +102,10 @@ export class Refusing implements IotlbChannel {
 
   #pass(message: 'update' | 'invalidate' | 'drain', send: () => void): void {
     const refused = this.refuse(message)
-    if (refused !== 'lost') send()
+    if (refused !== 'lost') {
+      send()
+      this.sent(message)
+    }
     if (refused !== undefined) throw new SystemError(14, 'write')
   }
 }

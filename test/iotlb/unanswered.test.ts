@@ -30,6 +30,17 @@ describe('a miss that cannot be answered', () => {
     expect(vhost.entries).toEqual([])
   })
 
+  it('because it wants to write is a fault beside an answered read of the same page', () => {
+    const { vhost, space, handler } = loop()
+    space.mapPages(5, 5, 100, READ)
+    const read = vhost.access(byte(5), 'read', { queue: 0 })
+    vhost.access(byte(5), 'write', { queue: 1 })
+    vhost.settle()
+    expect(read.state).toBe('done')
+    expect(space.faults).toMatchObject([{ iova: byte(5), wanted: 'write' }])
+    expect(handler.stats()).toMatchObject({ misses: 2, updates: 1, faults: 1 })
+  })
+
   it('because the target is no memory is a fault: the kernel spins on a hole', () => {
     const { vhost, space, handler } = loop({ memory: hostMemory({ gpaPage: 0, pages: 16 }) })
     space.mapPages(5, 5, 16, READ)
