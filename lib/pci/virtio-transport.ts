@@ -18,8 +18,8 @@ import { Listeners } from './listeners'
 /** What is behind the transport: vhost-net, or a device in JavaScript. */
 export interface VirtioBackend extends Omit<NetDevice, 'requester'> {
   /**
-   * Takes one queue back while the device runs; `setQueue` puts it to use again. RING_RESET is
-   * offered where this is there.
+   * Takes one queue back, running or not: its place is forgotten until the next `setQueue`, which
+   * starts it at once where the device runs. RING_RESET is offered where this is there.
    */
   resetQueue?(index: number): void
 }
@@ -70,6 +70,8 @@ export class Queue {
   desc = 0n
   avail = 0n
   used = 0n
+  /** The backend has been told where it is. */
+  placed = false
 
   constructor(readonly maximum: number) {
     this.size = maximum
@@ -82,6 +84,7 @@ export class Queue {
     this.desc = 0n
     this.avail = 0n
     this.used = 0n
+    this.placed = false
   }
 
   /** 2.7: each part is aligned, and ends inside the address space. `setSize` minds the size. */
@@ -228,9 +231,7 @@ export class VirtioTransport implements Disposable {
   resetQueue(index: number): void {
     const queue = this.queues.at(index)
     if (queue === undefined || !this.#agreed('VIRTIO_F_RING_RESET')) return
-    if (queue.enabled && this.#has(STATUS.DRIVER_OK)) {
-      this.#attempt(() => this.#backend.resetQueue?.(index))
-    }
+    if (queue.placed) this.#attempt(() => this.#backend.resetQueue?.(index))
     queue.reset()
   }
 
@@ -255,12 +256,18 @@ export class VirtioTransport implements Disposable {
     this.#broken.call()
   }
 
-  /** As if the device had just been made, with the backend stopped (2.4). Bus mastering stays. */
+  /**
+   * As if the device had just been made, with the backend stopped (2.4). Bus mastering stays. The
+   * backend forgets the queues, or it would start those that the next driver does not use.
+   */
   reset(): void {
     this.#stop()
+    this.queues.forEach((queue, index) => {
+      if (queue.placed) this.#attempt(() => this.#backend.resetQueue?.(index))
+      queue.reset()
+    })
     this.#status = 0
     this.#driverFeatures = 0n
-    for (const queue of this.queues) queue.reset()
   }
 
   /** Called with what the backend threw; the driver sees DEVICE_NEEDS_RESET. */
@@ -278,13 +285,23 @@ export class VirtioTransport implements Disposable {
     this.#subscription?.[Symbol.dispose]()
   }
 
-  /** 2.2.1: a driver must not accept what was not offered, and must accept what the device needs. */
+  /**
+   * 2.2.1: a driver must not accept what was not offered, nor a feature without those that it
+   * requires (which the backend knows), and must accept what the device needs.
+   */
   #agree(): boolean {
     const wanted = this.#driverFeatures
     if ((wanted & ~this.offered) !== 0n || (this.#required & ~wanted) !== 0n) return false
-    return this.#attempt(() => {
-      this.#backend.setFeatures(wanted & this.#backend.features)
+    let possible = true
+    const done = this.#attempt(() => {
+      try {
+        this.#backend.setFeatures(wanted & this.#backend.features)
+      } catch (cause) {
+        if (!(cause instanceof RangeError)) throw cause
+        possible = false
+      }
     })
+    return done && possible
   }
 
   #configure(): void {
@@ -296,7 +313,9 @@ export class VirtioTransport implements Disposable {
   }
 
   #setQueue(index: number): void {
-    const { size, desc, avail, used } = this.queues[index]
+    const queue = this.queues[index]
+    const { size, desc, avail, used } = queue
+    queue.placed = true
     this.#backend.setQueue(index, { size, desc, avail, used })
   }
 

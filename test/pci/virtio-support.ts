@@ -24,6 +24,8 @@ export class RecordingBackend implements VirtioBackend {
   running = false
   /** The name of the method that throws. */
   refuse: string | undefined
+  /** What it throws, where that is not just an Error. */
+  refusal: Error | undefined
   readonly #calls = new Map<number, Set<() => void>>()
   readonly #errors = new Set<(index: number) => void>()
 
@@ -81,7 +83,7 @@ export class RecordingBackend implements VirtioBackend {
 
   #note(name: string, index?: number): void {
     this.log.push(index === undefined ? name : `${name} ${index}`)
-    if (this.refuse === name) throw new Error(`${name} refused`)
+    if (this.refuse === name) throw this.refusal ?? new Error(`${name} refused`)
   }
 }
 

@@ -137,6 +137,18 @@ describe('device status (virtio 1.3 2.1, 3.1)', () => {
     expect(log).toEqual([])
   })
 
+  it('2.4: the next driver gets none of the queues that the last one had placed', () => {
+    const backend = new ResettingBackend()
+    const { driver, log } = made({ backend })
+    driver.start()
+    log.length = 0
+    driver.start({ queues: [1] })
+    expect(log).toEqual([
+      ...['stop', 'resetQueue 0', 'resetQueue 1'],
+      ...['setFeatures', 'setQueue 1', 'start', 'kick 1'],
+    ])
+  })
+
   it('can be gone through again after a reset', () => {
     const { driver, log } = made()
     driver.start()
@@ -165,6 +177,16 @@ describe('a host that refuses', () => {
     backend.refuse = 'setFeatures'
     expect(driver.start()).toBe(ACKNOWLEDGE | DRIVER | DEVICE_NEEDS_RESET)
     expect(causes).toEqual([new Error('setFeatures refused')])
+  })
+
+  it("2.2.1: a combination of features that can't be is the driver's mistake, not a failure", () => {
+    const { driver, backend, pci } = made()
+    const causes: unknown[] = []
+    pci.onFailure((cause) => causes.push(cause))
+    backend.refuse = 'setFeatures'
+    backend.refusal = new RangeError('one requires the other')
+    expect(driver.start()).toBe(ACKNOWLEDGE | DRIVER)
+    expect(causes).toEqual([])
   })
 
   it.each(['setQueue', 'start'])('2.1.2: %s: the device does not run and needs a reset', (name) => {
