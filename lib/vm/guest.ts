@@ -107,7 +107,8 @@ exec /bin/busybox switch_root /new ${RUN}/busybox sh ${RUN}/run-job
 
 /**
  * Runs the job and reports. The command gets pipes, not the ports themselves, because a port cannot
- * be opened twice (\`/dev/stderr\`). When it ends, all that it left running is killed, so that the
+ * be opened twice (`/dev/stderr`). They are opened for both directions first, because an open that
+ * waits for the other end is interrupted when a child ends. When it ends, all that it left running is killed, so that the
  * pipes end; the byte counts tell the host when it has all of the output.
  */
 export const RUN_JOB_SCRIPT = `cd ${RUN}
@@ -115,7 +116,6 @@ export const RUN_JOB_SCRIPT = `cd ${RUN}
 ifconfig lo up
 hostname vhost-iotlb
 (while read -r line <&7; do :; done; poweroff -f) &
-keep=" $! "
 if [ "$terminal" = 1 ]; then
   stty rows "$rows" cols "$columns" </dev/hvc0
   echo 'stage command' >&8
@@ -123,30 +123,30 @@ if [ "$terminal" = 1 ]; then
   status=$?
 else
   mkfifo in out err
-  dd bs=65536 <out 2>out.count >"$(cat stdout)" 7>&- 8>&- &
+  exec 3<>out 4<>err 5<>in 6<in 9>in 5>&-
+  (tee "$(cat stdout)" <out | wc -c >out.count) 3>&- 4>&- 6>&- 7>&- 8>&- 9>&- &
   out=$!
-  dd bs=65536 <err 2>err.count >"$(cat stderr)" 7>&- 8>&- &
+  (tee "$(cat stderr)" <err | wc -c >err.count) 3>&- 4>&- 6>&- 7>&- 8>&- 9>&- &
   err=$!
-  cat <"$(cat stdin)" >in 7>&- 8>&- 2>/dev/null &
-  keep="$keep$out $err "
+  cat <"$(cat stdin)" >&9 3>&- 4>&- 6>&- 7>&- 8>&- 9>&- 2>/dev/null &
+  exec 9>&-
   echo 'stage command' >&8
-  setsid ./busybox time -o result -f '' /bin/sh ./job <in >out 2>err 7>&- 8>&-
+  setsid ./busybox time -o result -f '' /bin/sh ./job <&6 >out 2>err 3>&- 4>&- 6>&- 7>&- 8>&-
   status=$?
+  exec 3>&- 4>&- 6>&-
 fi
 signal=$(sed -n 's/^Command terminated by signal //p' result)
 [ -n "$signal" ] && status=$((128 + signal))
 for process in /proc/[0-9]*; do
-  id=\${process#/proc/}
-  [ "$id" = 1 ] && continue
-  case "$keep" in *" $id "*) continue ;; esac
-  [ -n "$(readlink "$process/exe")" ] && kill -9 "$id" 2>/dev/null
+  case "$(readlink "$process/exe")" in
+    '' | ${RUN}/busybox) ;;
+    *) kill -9 "\${process#/proc/}" 2>/dev/null ;;
+  esac
 done
 [ "$terminal" = 1 ] || wait $out $err
-count() { sed -n '3s/ .*//p' "$1" 2>/dev/null; }
 sync
-stdout=$(count out.count)
-stderr=$(count err.count)
-echo "exit $status \${signal:-0} \${stdout:-0} \${stderr:-0}" >&8
+count() { cat "$1" 2>/dev/null || echo 0; }
+echo "exit $status \${signal:-0} $(count out.count) $(count err.count)" >&8
 while :; do sleep 3600; done
 `
 
