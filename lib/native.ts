@@ -174,10 +174,13 @@ function loadAddon(): Native {
           : [[resolve(override)]],
     }) as Native
   } catch (error) {
+    const remedy =
+      process.platform === 'linux'
+        ? `Compile it: \`npx node-gyp rebuild --directory=${root}\` (needs g++, make and python3).`
+        : 'It runs on Linux only.'
     throw new InvalidState(
       'ERR_NO_ADDON',
-      `no addon for ${prebuild} (${libc}) loads: run \`npm rebuild vhost-iotlb\` ` +
-        `(needs gcc, make and python3), or \`npm run build\` in a checkout. ` +
+      `vhost-iotlb finds no addon for ${prebuild} (${libc}). ${remedy} ` +
         `The cause: ${error instanceof Error ? error.message : String(error)}`,
     )
   }
