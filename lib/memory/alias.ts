@@ -28,6 +28,7 @@ export interface AliasWindow {
 const END = 1n << 64n
 
 export class AddressSpaceAlias implements AddressSpace {
+  readonly requester?: number
   readonly #target: AddressSpace
   readonly #firstPage: number
   readonly #lastPage: number
@@ -44,6 +45,7 @@ export class AddressSpaceAlias implements AddressSpace {
     if (window.target % page !== 0n || window.target + (last - first) >= END) {
       throw new RangeError('an alias stands for whole pages of its target')
     }
+    if (target.requester !== undefined) this.requester = target.requester
     this.#target = target
     this.#firstPage = pageOf(first)
     this.#lastPage = pageOf(last)

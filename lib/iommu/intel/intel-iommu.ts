@@ -238,7 +238,7 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
   }
 
   #report(space: IntelAddressSpace, page: number, code: number, wanted: AccessBits): void {
-    if (!isRecorded(code)) return
+    if (wanted === 0 || !isRecorded(code)) return
     const { faultDisabled, reachedTables } = this.#translator
     if (faultDisabled && isQualified(code, this.capabilities.qemu)) return
     const write = isWrite(code, wanted)
