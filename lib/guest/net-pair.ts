@@ -78,7 +78,7 @@ export class NetPair {
 
   /** Makes the frames placed visible, and kicks if the device wants it. */
   publishSent(): void {
-    if (this.#tx.publish()) this.#kick(this.#transmitQueue)
+    this.#publish(this.#tx, this.#transmitQueue)
     this.#check(this.#tx)
   }
 
@@ -111,7 +111,7 @@ export class NetPair {
       for (;;) {
         while (left > 0 && !this.#closed && this.receive.take(this.#options.onFrame)) left--
         if (this.#closed) return
-        if (rx.publish()) this.#kick(this.#receiveQueue)
+        this.#publish(rx, this.#receiveQueue)
         if (this.#check(rx)) return
         if (left === 0) {
           this.#receiveLater()
@@ -155,6 +155,11 @@ export class NetPair {
       new InvalidState('ERR_UNSUPPORTED', `the device broke the ${what} ring: ${queue.refusal}`),
     )
     return true
+  }
+
+  #publish(queue: DriverQueue, index: number): void {
+    this.#nic.offering?.(index, queue.availIndex)
+    if (queue.publish()) this.#kick(index)
   }
 
   #kick(queue: number): void {

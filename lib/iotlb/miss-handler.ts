@@ -28,6 +28,8 @@ import { InvalidState } from '../errors'
 import type { AddressSpace, InvalidationSource, Notifier } from '../memory/address-space'
 import type { IotlbChannel } from './channel'
 import { DeviceTable } from './device-table'
+import { LookAhead } from './look-ahead'
+import type { LookAheadMode } from './look-ahead'
 import { MissBatch } from './miss-batch'
 import { Reply } from './reply'
 import type { HostMemory } from './reply'
@@ -37,24 +39,34 @@ import type { Shadow } from './shadow'
 import { count, namedCounters, newCounters } from './stats'
 import type { MissStats } from './stats'
 import { Faults } from './unanswered'
-import type { FaultOptions, MissCause, UnansweredMiss } from './unanswered'
+import type { FaultOptions, FaultPolicy, MissCause, UnansweredMiss } from './unanswered'
 import { WholeRanges } from './whole-ranges'
+import type { DmaView } from '../virtio/dma-view'
+import type { RingAddresses } from '../virtio/ring-layout'
 
 export type { FaultPolicy } from './unanswered'
 
-export interface MissHandlerOptions extends FaultOptions {
+/** What is left to choose. */
+export interface MissPolicy {
+  /** `exact` unless given. */
+  readonly reply?: ReplyPolicy | undefined
+  /** `'on-miss'` unless given. */
+  readonly lookAhead?: LookAheadMode | undefined
+  /** `'stall'` unless given. */
+  readonly fault?: FaultPolicy | undefined
+  /** Sends every INVALIDATE, also where the shadow knows that the device holds nothing. */
+  readonly paranoid?: boolean | undefined
+  /** Writes again what an INVALIDATE dropped beside its range, where the tables still grant it. */
+  readonly split?: boolean | undefined
+}
+
+export interface MissHandlerOptions extends MissPolicy, FaultOptions {
   readonly channel: IotlbChannel
   readonly addressSpace: AddressSpace
   /** `GuestMemory`, or what finds host pages as it does. */
   readonly memory: HostMemory
-  /** `exact` unless given. */
-  readonly reply?: ReplyPolicy
   /** Takes the errors that come up while misses are answered; without it `handle()` throws. */
   readonly onError?: (error: Error) => void
-  /** Sends every INVALIDATE, also where the shadow knows that the device holds nothing. */
-  readonly paranoid?: boolean
-  /** Writes again what an INVALIDATE dropped beside its range, where the tables still grant it. */
-  readonly split?: boolean
 }
 
 /** How often an answer is made anew because an invalidation came in while it was made. */
@@ -69,6 +81,17 @@ const ERRORS = 16
  */
 type Occasion = 'miss' | 'preload' | 'ahead'
 
+/** A ring that is looked into, for as long as it runs. */
+export interface RingOutlook extends Disposable {
+  /**
+   * The driver kicked, and the device has not heard of it yet (look-ahead `on-kick`).
+   * @throws SystemError when the device refuses a grant
+   */
+  kicked(): void
+  /** Chains up to this free-running index are about to become visible; else as `kicked`. */
+  offering(availIndex: number): void
+}
+
 export class MissHandler implements Notifier, Disposable {
   readonly #options: MissHandlerOptions
   readonly #policy: ReplyPolicy
@@ -80,6 +103,8 @@ export class MissHandler implements Notifier, Disposable {
   readonly #batch = new MissBatch()
   readonly #faults: Faults
   readonly #whole = new WholeRanges()
+  readonly #lookAhead: LookAheadMode
+  readonly #rings = new Set<LookAhead>()
   readonly #subscriptions: readonly Disposable[]
   /** Counts invalidations, modulo 2^32. */
   readonly #epoch = new Uint32Array(1)
@@ -96,6 +121,7 @@ export class MissHandler implements Notifier, Disposable {
     const { channel, addressSpace, memory } = options
     this.#options = options
     this.#policy = options.reply ?? exact
+    this.#lookAhead = options.lookAhead ?? 'on-miss'
     this.#faults = new Faults(options)
     this.#table = new DeviceTable(channel, this.#counters)
     this.#reply = new Reply(addressSpace, memory, this.shadow, this.#counters)
@@ -181,9 +207,31 @@ export class MissHandler implements Notifier, Disposable {
   prefetch(page: number): number {
     this.#open()
     checkPages(page, page)
-    const held = !this.#table.doubtful && this.shadow.find(page) >= 0
-    if (!held && !this.#grant(this.#reply, page, 0, 'ahead')) return -1
-    return this.shadow.lastPage(this.shadow.find(page))
+    const slot = this.#table.doubtful ? -1 : this.shadow.find(page)
+    if (slot >= 0) return this.shadow.lastPage(slot)
+    if (!this.#grant(this.#aside, page, 0, 'ahead')) return -1
+    this.#counters[count.ahead]++
+    return this.#aside.lastPage
+  }
+
+  /**
+   * A ring whose chains may be granted before the device asks for them.
+   * @param view how the device's addresses lead to memory; must record no faults
+   * @param availIndex the first chain that the device will take
+   * @returns what to tell of kicks and offers; disposing it ends the looking
+   */
+  lookInto(view: DmaView, ring: RingAddresses, availIndex: number): RingOutlook {
+    const ahead = new LookAhead(this, view, ring, availIndex)
+    if (this.#lookAhead !== 'off') this.#rings.add(ahead)
+    return {
+      kicked: () => {
+        if (this.#lookAhead === 'on-kick') ahead.offered()
+      },
+      offering: (index) => {
+        if (this.#lookAhead === 'on-kick') ahead.upTo(index)
+      },
+      [Symbol.dispose]: () => void this.#rings.delete(ahead),
+    }
   }
 
   /** Whether the device may use all pages of the range as wanted without asking. */
@@ -311,6 +359,13 @@ export class MissHandler implements Notifier, Disposable {
   #answerBatch(): void {
     const batch = this.#batch
     this.#turn[0]++
+    for (const ring of this.#rings) {
+      try {
+        ring.offered()
+      } catch (error) {
+        this.#keepError(error)
+      }
+    }
     for (let i = 0; i < batch.size && !this.#closed; i++) {
       this.#answer(batch.page(i), batch.wanted(i))
     }

@@ -18,6 +18,7 @@ const NAMES = [
   'repairs',
   'refreshed',
   'resent',
+  'ahead',
 ] as const
 
 type CounterName = (typeof NAMES)[number]
@@ -56,6 +57,8 @@ export interface MissStats {
   readonly refreshed: number
   /** Entries written again for what an INVALIDATE dropped beside its range. */
   readonly resent: number
+  /** Entries granted before the device asked. */
+  readonly ahead: number
   /** Unanswered misses that were dropped from the bounded list. */
   readonly forgotten: number
   /** Entries that the device evicted to make room. */

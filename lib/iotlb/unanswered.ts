@@ -17,7 +17,7 @@ export type FaultPolicy = 'stall' | 'stop' | 'drop'
 
 export interface FaultOptions {
   /** `'stall'` unless given. */
-  readonly fault?: FaultPolicy
+  readonly fault?: FaultPolicy | undefined
   /** Hears of every miss that cannot be answered, whatever the policy. */
   readonly onFault?: (miss: UnansweredMiss) => void
   readonly onStop?: (miss: UnansweredMiss) => void

@@ -7,9 +7,8 @@
  * Where a step is refused, the steps before it are taken back: a start happened or it did not.
  */
 import { InvalidState, SystemError } from '../errors'
-import type { FaultPolicy } from '../iotlb/miss-handler'
+import type { MissPolicy } from '../iotlb/miss-handler'
 import { MissHandler } from '../iotlb/miss-handler'
-import type { ReplyPolicy } from '../iotlb/reply-policy'
 import type { UnansweredMiss } from '../iotlb/unanswered'
 import { PageTranslation } from '../memory/address-space'
 import type { AddressSpace } from '../memory/address-space'
@@ -35,10 +34,8 @@ export interface NetPairOptions {
   readonly firstQueue: number
   readonly socket: Descriptor
   readonly memory: GuestMemory
-  readonly addressSpace?: AddressSpace
-  readonly reply?: ReplyPolicy
-  readonly fault?: FaultPolicy
-  readonly paranoid?: boolean
+  readonly addressSpace: AddressSpace | undefined
+  readonly policy: MissPolicy
   readonly onCall: (queue: number) => void
   readonly onStall: (report: StallReport) => void
   readonly onFault: (miss: UnansweredMiss) => void
@@ -207,6 +204,9 @@ export class NetPair {
     const { device, socket, onCall } = this.#options
     const queue = this.#queue(ring)
     ring.observe(this.#view)
+    if (device.translates) {
+      ring.outlook = this.handler?.lookInto(this.#view, ring.ring!, ring.base)
+    }
     const called = (): void => {
       ring.sample()
       onCall(queue)
@@ -246,6 +246,8 @@ export class NetPair {
   #pause(ring: Vring): void {
     const { device } = this.#options
     ring.unwatch()
+    ring.outlook?.[Symbol.dispose]()
+    ring.outlook = undefined
     device.setBackend(ring.index, undefined)
     if (!ring.running) return
     ring.base = device.ringBase(ring.index)
@@ -312,7 +314,7 @@ function handlerOptions(
   channel: KernelChannel,
   onDrop: (miss: UnansweredMiss) => void,
 ): ConstructorParameters<typeof MissHandler>[0] {
-  const { memory, reply, fault, paranoid, onFault, onStop } = options
+  const { memory, policy, onFault, onStop } = options
   return {
     channel,
     addressSpace: options.addressSpace!,
@@ -320,9 +322,8 @@ function handlerOptions(
     onFault,
     onStop,
     onDrop,
-    ...(reply === undefined ? {} : { reply }),
-    ...(fault === undefined ? {} : { fault }),
-    ...(paranoid === undefined ? {} : { paranoid }),
+    ...policy,
+    split: policy.split ?? true,
   }
 }
 

@@ -34,6 +34,7 @@ const NOTHING: Counted = {
   repairs: 0,
   refreshed: 0,
   resent: 0,
+  ahead: 0,
   forgotten: 0,
   evictions: 0,
   entries: 0,

@@ -8,6 +8,7 @@
  * whoever shows the device to a guest.
  */
 import { InvalidState, SystemError } from '../errors'
+import type { LookAheadMode } from '../iotlb/look-ahead'
 import type { FaultPolicy } from '../iotlb/miss-handler'
 import type { ReplyPolicy } from '../iotlb/reply-policy'
 import type { UnansweredMiss } from '../iotlb/unanswered'
@@ -45,6 +46,10 @@ export interface VhostNetOptions {
   /** Open vhost descriptors that nobody owns yet, one for each pair; they are taken over. */
   readonly fd?: number | readonly number[]
   readonly reply?: ReplyPolicy
+  /** `'on-miss'` by default. */
+  readonly lookAhead?: LookAheadMode
+  /** Grants again what an invalidation dropped beside its range; by default it does. */
+  readonly split?: boolean
   readonly fault?: FaultPolicy
   readonly paranoid?: boolean
   /** The source id behind the address space, where that does not say it itself. */
@@ -236,7 +241,19 @@ export class VhostNet implements NetDevice, Disposable {
   /** The driver has published chains. Without an effect on a queue that is not started. */
   kick(index: number): void {
     const ring = this.#ring(index)
-    if (ring.running) ring.kick()
+    if (!ring.running) return
+    ring.outlook?.kicked()
+    ring.kick()
+  }
+
+  /**
+   * The driver is about to publish chains, up to this free-running index. With look-ahead `on-kick`
+   * their buffers are granted before the kernel can see them.
+   * @throws SystemError when the kernel refuses a grant
+   */
+  offering(index: number, availIndex: number): void {
+    const ring = this.#ring(index)
+    if (ring.running) ring.outlook?.offering(availIndex)
   }
 
   /** Called when the kernel calls the driver for a queue. */
@@ -299,7 +316,7 @@ export class VhostNet implements NetDevice, Disposable {
     index: number,
     socket: Descriptor,
   ): ConstructorParameters<typeof NetPair>[0] {
-    const { memory, addressSpace, reply, fault, paranoid } = options
+    const { memory, addressSpace, reply, lookAhead, split, fault, paranoid } = options
     return {
       device,
       firstQueue: index * 2,
@@ -319,10 +336,8 @@ export class VhostNet implements NetDevice, Disposable {
           if (!this.#closed) this.stop()
         })
       },
-      ...(addressSpace === undefined ? {} : { addressSpace }),
-      ...(reply === undefined ? {} : { reply }),
-      ...(fault === undefined ? {} : { fault }),
-      ...(paranoid === undefined ? {} : { paranoid }),
+      addressSpace,
+      policy: { reply, lookAhead, split, fault, paranoid },
     }
   }
 

@@ -7,6 +7,7 @@
 import { PAGE_SIZE } from '../address'
 import type { Gpa } from '../address'
 import { InvalidState, SystemError } from '../errors'
+import type { RingOutlook } from '../iotlb/miss-handler'
 import type { GuestMemory } from '../memory/guest-memory'
 import { native } from '../native'
 import type { Descriptor, Poller } from '../native'
@@ -42,6 +43,8 @@ export class Vring {
   /** The index of the next chain, while the ring is stopped. */
   base = 0
   running = false
+  /** Who looks into the ring before the kernel does, while it runs. */
+  outlook: RingOutlook | undefined
   kicks = 0
   calls = 0
   /** Chains completed, as far as they were seen (`sample`). */

@@ -20,6 +20,8 @@ export interface NetDevice {
   start(): void
   /** When it returns, the device touches neither rings nor buffers any more. */
   stop(): void
+  /** The chains up to this free-running index are written, and about to become visible. */
+  offering?(index: number, availIndex: number): void
   /** Tells the device that a queue has new chains. */
   kick(index: number): void
   /** The device has completed chains, in a turn of the event loop of its own. */

@@ -66,8 +66,9 @@ export class Chain {
   /** For `unmapped`: the page, and what was wanted. */
   refusedPage = 0
   refusedAccess: AccessBits = 0
-  /** The page where the indirect table begins, and its length; 0 bytes where there is none. */
+  /** The page where the indirect table begins, the byte within it, and its length; 0 bytes for none. */
   indirectPage = 0
+  indirectOffset = 0
   indirectBytes = 0
 
   /** @param limit buffers that a chain may have; longer ones are refused as a `loop` */
@@ -182,6 +183,11 @@ export class SplitQueue {
     }
     this.#offered = idx
     return pending
+  }
+
+  /** The driver's free-running index, whatever it says; -1 where it can't be read. */
+  offeredIndex(): number {
+    return this.#refusal === undefined ? this.#loadU16(this.#avail, AVAIL.idx) : -1
   }
 
   /**
@@ -313,6 +319,7 @@ export class SplitQueue {
     const page = high * PAGES_PER_HIGH_WORD + (low >>> 12)
     const offset = low & 0xfff
     chain.indirectPage = page
+    chain.indirectOffset = offset
     chain.indirectBytes = bytes
     this.#tablePage = page
     const entries = bytes / DESC.bytes

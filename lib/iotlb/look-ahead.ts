@@ -1,0 +1,98 @@
+/**
+ * Reads what a driver has offered before the device does, and grants it in advance.
+ *
+ * A miss costs a wake-up, a walk costs nothing beside it: the way to speed is not to be asked. An
+ * ATS device may ask for translations that it never uses, so granting what stands in an available
+ * ring is no more than the device could have asked for itself. Everything read here is a guest's
+ * allegation: work is bounded by the ring's size and by a number of pages, and nothing is recorded
+ * where the tables refuse. It takes no chain; those are the device's.
+ */
+import { PAGE_SIZE } from '../address'
+import { Chain, SplitQueue } from '../virtio/split-queue'
+import type { DmaView } from '../virtio/dma-view'
+import type { RingAddresses } from '../virtio/ring-layout'
+
+/**
+ * on-miss: when the device asks for one page, all that is offered by then is granted with it.
+ * on-kick: also when the driver offers, before the device can see it; a driver that says so in the
+ * same turn never causes a miss.
+ */
+export type LookAheadMode = 'off' | 'on-miss' | 'on-kick'
+
+/** What is granted through: `MissHandler`. */
+export interface Granter {
+  /** @returns the last page that the device holds from `page` on without a gap, or -1 */
+  prefetch(page: number): number
+}
+
+/** Pages granted in one run, at most: 64 chains of 64 KiB, or 1024 of one page. */
+const PAGES = 1024
+const INDEX_MASK = 0xffff
+/** Buffers of one chain that are looked at: a frame of 64 KiB in pages, and as much again. */
+const SEGMENTS = 64
+
+export class LookAhead {
+  readonly #granter: Granter
+  readonly #queue: SplitQueue
+  readonly #chain = new Chain(SEGMENTS)
+  readonly #size: number
+  /** Free-running index of the first chain that was not looked at. */
+  #position: number
+  #left = 0
+
+  /**
+   * @param view how the device's addresses lead to memory; must record no faults
+   * @param availIndex the first chain that the device will take
+   * @throws RangeError for a size that no ring has
+   */
+  constructor(granter: Granter, view: DmaView, ring: RingAddresses, availIndex: number) {
+    this.#granter = granter
+    this.#queue = new SplitQueue(view, ring, { availIndex, segments: SEGMENTS })
+    this.#size = ring.size
+    this.#position = availIndex
+  }
+
+  /**
+   * Grants what is offered and was not looked at before.
+   * @throws SystemError when the device refuses
+   */
+  offered(): void {
+    const index = this.#queue.offeredIndex()
+    if (index >= 0) this.upTo(index)
+  }
+
+  /**
+   * Grants the chains up to a free-running index, which need not be visible to the device yet.
+   * @throws SystemError when the device refuses
+   */
+  upTo(index: number): void {
+    const behind = (index - this.#position) & INDEX_MASK
+    // More than a ring holds: it was overtaken, or the guest wrote nonsense. The ring is the bound.
+    const chains = Math.min(behind, this.#size)
+    this.#position = index
+    this.#left = PAGES
+    // Backwards, so that what the device waits for comes last: it finds all the rest in place.
+    for (let i = 1; i <= chains && this.#left > 0; i++) this.#grant((index - i) & INDEX_MASK)
+  }
+
+  #grant(index: number): void {
+    const chain = this.#chain
+    if (!this.#queue.peek(index, chain) && chain.count === 0) return
+    for (let i = chain.count - 1; i >= 0; i--) {
+      this.#pages(chain.page[i], chain.offset[i] + chain.length[i])
+    }
+    if (chain.indirectBytes > 0) {
+      this.#pages(chain.indirectPage, chain.indirectOffset + chain.indirectBytes)
+    }
+  }
+
+  /** The pages from `page` on that `bytes` reach into. A gap ends it: the device will ask. */
+  #pages(page: number, bytes: number): void {
+    const last = page + Math.floor((bytes - 1) / PAGE_SIZE)
+    for (let next = page; next <= last && this.#left > 0; this.#left--) {
+      const granted = this.#granter.prefetch(next)
+      if (granted < 0) return
+      next = granted + 1
+    }
+  }
+}
