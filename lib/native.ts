@@ -26,11 +26,12 @@ export interface Mapping {
   readonly byteLength: number
   /** Names the mapping to other threads of this process: `native.openMapping(id)`. */
   readonly id: number
-  /** How many descriptors hold it (`hold`). */
+  /** How many open files hold it (`hold`). */
   readonly holders: number
   /**
    * Detaches this view; a no-op the second time. The memory goes in a later turn of the event
-   * loop, once the last view and the last holder have.
+   * loop, once the last view and the last holder have. Not while an asynchronous read or write of
+   * Node's own is filling the buffer.
    */
   close(): void
 }
@@ -59,7 +60,10 @@ export interface Native {
    * FD_CLOEXEC. -EBADF if closed, -EBUSY if a descriptor of any thread owns it already.
    */
   adopt(fd: number): Descriptor | number
-  /** A second descriptor for the open file behind a number, such as that of another thread. */
+  /**
+   * A second descriptor for the open file behind a number, such as that of another thread. Both
+   * hold the same mappings, until both are closed.
+   */
   duplicate(fd: number): Descriptor | number
   /** EFD_NONBLOCK and EFD_CLOEXEC. */
   eventfd(initial: number): Descriptor | number

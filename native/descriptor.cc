@@ -8,7 +8,7 @@
 
 #include <cerrno>
 #include <climits>
-#include <set>
+#include <map>
 #include <string>
 #include <utility>
 
@@ -22,10 +22,11 @@ namespace vhost_iotlb {
 
 namespace {
 
-// The numbers that descriptors of all threads own, so that none gets a second owner. Never
-// destroyed: Workers may outlive static destructors.
-std::set<int>& OwnedNumbers() {
-  static auto* numbers = new std::set<int>();
+// The numbers that descriptors of all threads own, under the process lock. A number leaves before
+// it is closed, hence one that is here is open. Never destroyed: Workers may outlive static
+// destructors.
+std::map<int, std::weak_ptr<OpenFile>>& OwnedNumbers() {
+  static auto* numbers = new std::map<int, std::weak_ptr<OpenFile>>();
   return *numbers;
 }
 
@@ -34,36 +35,22 @@ bool IsOwned(int fd) {
   return OwnedNumbers().count(fd) > 0;
 }
 
+// dup(2), and what the number has open if a descriptor owns it.
+int DuplicateNumber(int fd, std::shared_ptr<OpenFile>* file) {
+  ProcessLock lock;
+  auto owned = OwnedNumbers().find(fd);
+  if (owned != OwnedNumbers().end()) *file = owned->second.lock();
+  return fcntl(fd, F_DUPFD_CLOEXEC, 3);
+}
+
 }  // namespace
 
-DescriptorState::DescriptorState(int fd) : fd_(fd) {
-  if (fd < 0) return;
-  ProcessLock lock;
-  OwnedNumbers().insert(fd);
-}
-
-void DescriptorState::Close() {
-  while (!polls.empty()) (*polls.begin())->Close();
-  int fd = std::exchange(fd_, -1);
-  if (fd >= 0) {
-    {
-      // Before the close, after which another thread may get the number from the kernel.
-      ProcessLock lock;
-      OwnedNumbers().erase(fd);
-    }
-    // Not repeated on EINTR: Linux has freed the number by then.
-    close(fd);
-  }
+OpenFile::~OpenFile() {
   for (const auto& mapping : held_) mapping->holders--;
-  held_.clear();
 }
 
-bool DescriptorState::blocking() const {
-  int flags = fcntl(fd_, F_GETFL);
-  return flags >= 0 && (flags & O_NONBLOCK) == 0;
-}
-
-void DescriptorState::Hold(const std::shared_ptr<Mapping>& mapping) {
+void OpenFile::Hold(const std::shared_ptr<Mapping>& mapping) {
+  ProcessLock lock;
   for (const auto& held : held_) {
     if (held == mapping) return;
   }
@@ -71,20 +58,49 @@ void DescriptorState::Hold(const std::shared_ptr<Mapping>& mapping) {
   held_.push_back(mapping);
 }
 
-bool DescriptorState::Holds(uint64_t address, uint64_t length) const {
+bool OpenFile::Holds(uint64_t address, uint64_t length) const {
+  ProcessLock lock;
   for (const auto& mapping : held_) {
     if (mapping->Contains(address, length)) return true;
   }
   return false;
 }
 
+DescriptorState::DescriptorState(int fd, std::shared_ptr<OpenFile> file)
+    : fd_(fd), file_(std::move(file)) {
+  if (fd < 0) return;
+  ProcessLock lock;
+  OwnedNumbers()[fd] = file_;
+}
+
+void DescriptorState::Close() {
+  while (!polls.empty()) (*polls.begin())->Close();
+  int fd = std::exchange(fd_, -1);
+  if (fd < 0) return;
+  {
+    ProcessLock lock;
+    OwnedNumbers().erase(fd);
+  }
+  // Not repeated on EINTR: Linux has freed the number by then.
+  close(fd);
+  file_.reset();
+}
+
+bool DescriptorState::MayWait() {
+  if (non_blocking_) return false;
+  int flags = fcntl(fd_, F_GETFL);
+  non_blocking_ = flags >= 0 && (flags & O_NONBLOCK) != 0;
+  return !non_blocking_;
+}
+
 namespace {
 
 // A new descriptor, or -errno when the call that made `fd` was refused.
-Napi::Value Wrap(Napi::Env env, int fd) {
+Napi::Value Wrap(Napi::Env env, int fd, std::shared_ptr<OpenFile> file = nullptr) {
   if (fd < 0) return Napi::Number::New(env, -errno);
+  if (file == nullptr) file.reset(new OpenFile());
   Environment* environment = Environment::Of(env);
-  environment->new_descriptor = std::shared_ptr<DescriptorState>(new DescriptorState(fd));
+  environment->new_descriptor.reset(new DescriptorState(fd, std::move(file)));
   Napi::Object object = environment->descriptor_class.New({});
   environment->new_descriptor.reset();
   return object;
@@ -101,7 +117,7 @@ Napi::Function Descriptor::Define(Napi::Env env) {
 Descriptor::Descriptor(const Napi::CallbackInfo& info) : TaggedWrap<Descriptor>(info) {
   state_ = std::move(Environment::Of(info.Env())->new_descriptor);
   if (state_ == nullptr) {
-    state_ = std::shared_ptr<DescriptorState>(new DescriptorState(-1));
+    state_.reset(new DescriptorState(-1, nullptr));
     ThrowIllegalConstructor(info.Env());
     return;
   }
@@ -150,7 +166,9 @@ Napi::Value Descriptor::Adopt(const Napi::CallbackInfo& info) {
 Napi::Value Descriptor::Duplicate(const Napi::CallbackInfo& info) {
   int fd = -1;
   if (!ReadInteger(info[0], "fd", 0, INT_MAX, &fd)) return Napi::Value();
-  return Wrap(info.Env(), fcntl(fd, F_DUPFD_CLOEXEC, 3));
+  std::shared_ptr<OpenFile> file;
+  int duplicate = DuplicateNumber(fd, &file);
+  return Wrap(info.Env(), duplicate, std::move(file));
 }
 
 Napi::Value Descriptor::EventFd(const Napi::CallbackInfo& info) {
@@ -189,7 +207,7 @@ Napi::Value Descriptor::HoldMapping(const Napi::CallbackInfo& info) {
   std::shared_ptr<Mapping> mapping = view->mapping();
   int result = -EBADF;
   if (descriptor->state_->fd() >= 0 && mapping != nullptr) {
-    descriptor->state_->Hold(mapping);
+    descriptor->state_->file().Hold(mapping);
     result = 0;
   }
   return Napi::Number::New(info.Env(), result);

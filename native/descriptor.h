@@ -17,11 +17,28 @@ namespace vhost_iotlb {
 class Mapping;
 class PollHandle;
 
+// What one descriptor, or several duplicates of it in any threads, have open. It keeps the memory
+// in place that the kernel may use through it, until the last of them is closed.
+class OpenFile {
+ public:
+  OpenFile() = default;
+  ~OpenFile();
+  OpenFile(const OpenFile&) = delete;
+  OpenFile& operator=(const OpenFile&) = delete;
+
+  void Hold(const std::shared_ptr<Mapping>& mapping);
+  // Whether one of the mappings held contains all of [address, address + length).
+  bool Holds(uint64_t address, uint64_t length) const;
+
+ private:
+  std::list<std::shared_ptr<Mapping>> held_;
+};
+
 // What a descriptor is without JavaScript. It belongs to one environment, hence to one thread.
 class DescriptorState {
  public:
   // Takes `fd` over.
-  explicit DescriptorState(int fd);
+  DescriptorState(int fd, std::shared_ptr<OpenFile> file);
   ~DescriptorState() { Close(); }
   DescriptorState(const DescriptorState&) = delete;
   DescriptorState& operator=(const DescriptorState&) = delete;
@@ -29,27 +46,28 @@ class DescriptorState {
   // -1 once closed.
   int fd() const { return fd_; }
 
-  // Stops the polls, then closes, then lets the mappings go: in this order, because only the
-  // close stops the kernel from using the memory.
+  // Stops the polls, then closes, then lets the memory go: in this order, because only the close
+  // stops the kernel from using it.
   void Close();
-  // Whether a read may wait for data.
-  bool blocking() const;
+  // Whether a read may wait for data. Asks the kernel until the answer is no.
+  bool MayWait();
+  // An ioctl can change the answer (FIONBIO).
+  void ForgetMode() { non_blocking_ = false; }
 
-  void Hold(const std::shared_ptr<Mapping>& mapping);
-  // Whether one of the mappings held contains all of [address, address + length).
-  bool Holds(uint64_t address, uint64_t length) const;
+  // Not to be called once closed.
+  OpenFile& file() const { return *file_; }
 
   std::set<PollHandle*> polls;
 
  private:
   int fd_;
-  std::list<std::shared_ptr<Mapping>> held_;
+  bool non_blocking_ = false;
+  std::shared_ptr<OpenFile> file_;
 };
 
 // The class `Descriptor` of JavaScript.
 class Descriptor : public TaggedWrap<Descriptor> {
  public:
-  static constexpr napi_type_tag kTypeTag = {0x7f2c1e86b0a64d1d, 0xb2c4a7f5e0139d48};
   static constexpr const char* kExpected = "a Descriptor";
 
   static Napi::Function Define(Napi::Env env);

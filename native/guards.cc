@@ -63,11 +63,11 @@ bool Guards::Fit(napi_env env, size_t size) const {
   return true;
 }
 
-bool Guards::Allow(const DescriptorState& descriptor, const uint8_t* message) const {
+bool Guards::Allow(const OpenFile& file, const uint8_t* message) const {
   for (const Guard& guard : *this) {
     uint64_t length = guard.length_at < 0 ? static_cast<uint64_t>(-guard.length_at)
                                           : WordAt(message, static_cast<size_t>(guard.length_at));
-    if (!descriptor.Holds(WordAt(message, guard.address_at), length)) return false;
+    if (!file.Holds(WordAt(message, guard.address_at), length)) return false;
   }
   return true;
 }

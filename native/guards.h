@@ -21,8 +21,8 @@ class Guards {
   bool Read(const Napi::Value& value);
   // False, with a RangeError, when a guard reads past `size`.
   bool Fit(napi_env env, size_t size) const;
-  // Whether each address of the message lies in the memory that the descriptor holds.
-  bool Allow(const DescriptorState& descriptor, const uint8_t* message) const;
+  // Whether each address of the message lies in the memory that the file holds.
+  bool Allow(const OpenFile& file, const uint8_t* message) const;
 
   bool empty() const { return count_ == 0; }
 

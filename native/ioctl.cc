@@ -45,7 +45,8 @@ int64_t CallWithBytes(const DescriptorState& descriptor, unsigned request, const
   }
   memcpy(copy, bytes.data, bytes.length);
   memset(copy + bytes.length, 0xff, kSlack);
-  if (!guards.Allow(descriptor, copy)) return -EFAULT;
+  if (descriptor.fd() < 0) return -EBADF;
+  if (!guards.Allow(descriptor.file(), copy)) return -EFAULT;
   int64_t result = Call(descriptor.fd(), request, copy);
   memcpy(bytes.data, copy, bytes.length);
   return result;
@@ -85,7 +86,8 @@ Napi::Value Ioctl(const Napi::CallbackInfo& info) {
   if (!guards.Read(info[4])) return Napi::Value();
   auto* descriptor = Descriptor::Read(info[0], "descriptor");
   if (descriptor == nullptr || !ReadRequest(info, &request)) return Napi::Value();
-  const DescriptorState& state = *descriptor->state();
+  DescriptorState& state = *descriptor->state();
+  state.ForgetMode();
   const Napi::Value argument = info[2];
 
   if (IsNullish(argument) || argument.IsNumber()) {

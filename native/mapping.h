@@ -47,7 +47,6 @@ class Mapping {
 // The class `Mapping` of JavaScript: one environment's view.
 class MappingView : public TaggedWrap<MappingView> {
  public:
-  static constexpr napi_type_tag kTypeTag = {0x3b1b5c4c0ad94a6e, 0x9a1f6f0a1d0c8e52};
   static constexpr const char* kExpected = "a Mapping";
 
   static Napi::Function Define(Napi::Env env);

@@ -63,7 +63,7 @@ int64_t WriteGuarded(const DescriptorState& descriptor, const Guards& guards, co
   }
   memcpy(copy, data, length);
   for (size_t i = 0; i < count; i++) {
-    if (!guards.Allow(descriptor, copy + i * size)) return -EFAULT;
+    if (!guards.Allow(descriptor.file(), copy + i * size)) return -EFAULT;
   }
   return WriteMessages(descriptor.fd(), copy, size, count);
 }
@@ -95,10 +95,10 @@ Napi::Value Answer(const Napi::CallbackInfo& info, int64_t result) {
 
 }  // namespace
 
-int64_t ReadMessages(int fd, bool blocking, Bytes bytes, size_t size) {
+int64_t ReadMessages(int fd, bool may_wait, Bytes bytes, size_t size) {
   int64_t count = 0;
   for (size_t at = 0; size <= bytes.length - at; at += size) {
-    if (blocking && !Readable(fd)) return count > 0 ? count : -EAGAIN;
+    if (may_wait && !Readable(fd)) return count > 0 ? count : -EAGAIN;
     ssize_t result = ReadOnce(fd, bytes.data + at, size);
     if (result < 0) return count > 0 ? count : result;
     if (result == 0) return count;
@@ -119,7 +119,7 @@ Napi::Value ReadMany(const Napi::CallbackInfo& info) {
   }
   int fd = descriptor->state()->fd();
   if (fd < 0) return Answer(info, -EBADF);
-  return Answer(info, ReadMessages(fd, descriptor->state()->blocking(), bytes, size));
+  return Answer(info, ReadMessages(fd, descriptor->state()->MayWait(), bytes, size));
 }
 
 Napi::Value WriteMany(const Napi::CallbackInfo& info) {

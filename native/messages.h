@@ -11,7 +11,7 @@ namespace vhost_iotlb {
 // Messages of `size` bytes until there are no more or the bytes are full; never waits. The tail of
 // a message that is shorter is zeroed. Their number (0 at the end of a stream), or -errno when the
 // first read is refused.
-int64_t ReadMessages(int fd, bool blocking, Bytes bytes, size_t size);
+int64_t ReadMessages(int fd, bool may_wait, Bytes bytes, size_t size);
 
 Napi::Value ReadMany(const Napi::CallbackInfo& info);
 Napi::Value WriteMany(const Napi::CallbackInfo& info);

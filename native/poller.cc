@@ -86,7 +86,7 @@ void PollHandle::OnEvent(uv_poll_t* poll, int status, int events) {
   if (status < 0) {
     self->Fail(status);
   } else if (self->buffer_.IsEmpty()) {
-    self->Call(events);
+    self->Call(self->listener_.Value(), events);
   } else {
     self->DeliverBatches();
   }
@@ -108,7 +108,7 @@ void PollHandle::DeliverBatches() {
     Napi::HandleScope scope(env_);
     int64_t count = Drain();
     if (count < 0 && count != -EAGAIN) return Fail(count);
-    if (count > 0) Call(count);
+    if (count > 0) Call(listener_.Value(), count);
     if (!open_ || busy_nanoseconds_ == 0) return;
     uint64_t now = uv_hrtime();
     if (count > 0) last = now;
@@ -116,7 +116,7 @@ void PollHandle::DeliverBatches() {
   }
 }
 
-void PollHandle::Call(int64_t value) {
+void PollHandle::Call(const Napi::Function& listener, int64_t value) {
   napi_value global = nullptr;
   napi_value argument = nullptr;
   napi_value result = nullptr;
@@ -125,8 +125,7 @@ void PollHandle::Call(int64_t value) {
     return;
   }
   calling_ = true;
-  napi_status status = napi_make_callback(env_, context_, global, listener_.Value(), 1, &argument,
-                                          &result);
+  napi_status status = napi_make_callback(env_, context_, global, listener, 1, &argument, &result);
   calling_ = false;
   if (!open_) DestroyContext();
   if (status == napi_ok) return;
@@ -139,10 +138,13 @@ void PollHandle::Call(int64_t value) {
   }
 }
 
+// Closed before the call: the listener may start a new poll on the descriptor, which libuv would
+// take off the loop together with this one.
 void PollHandle::Fail(int64_t error) {
-  uv_poll_stop(&poll_);
-  Call(error);
-  if (open_) Close();
+  Napi::Function listener = listener_.Value();
+  calling_ = true;
+  Close();
+  Call(listener, error);
 }
 
 Napi::Function Poller::Define(Napi::Env env) {

@@ -47,7 +47,7 @@ class PollHandle {
   // One batch into the buffer: how many messages, or -errno.
   int64_t Drain();
   void DeliverBatches();
-  void Call(int64_t value);
+  void Call(const Napi::Function& listener, int64_t value);
   void Fail(int64_t error);
   void DestroyContext();
 
@@ -68,7 +68,6 @@ class PollHandle {
 // The class `Poller` of JavaScript. Kept alive by its handle while that is open.
 class Poller : public TaggedWrap<Poller> {
  public:
-  static constexpr napi_type_tag kTypeTag = {0x5d09f1a2c7be4830, 0x8e61b0d94f27c3a5};
   static constexpr const char* kExpected = "a Poller";
 
   static Napi::Function Define(Napi::Env env);

@@ -11,7 +11,7 @@
 
 namespace vhost_iotlb {
 
-// T has `kTypeTag` and `kExpected`, what an error message calls it.
+// T has `kExpected`, what an error message calls it.
 template <typename T>
 class TaggedWrap : public Napi::ObjectWrap<T> {
  public:
@@ -23,7 +23,7 @@ class TaggedWrap : public Napi::ObjectWrap<T> {
     bool tagged = false;
     void* object = nullptr;
     if (value.IsObject() &&
-        napi_check_object_type_tag(env, value, &T::kTypeTag, &tagged) == napi_ok && tagged &&
+        napi_check_object_type_tag(env, value, &TypeTag(), &tagged) == napi_ok && tagged &&
         napi_unwrap(env, value, &object) == napi_ok) {
       return static_cast<T*>(object);
     }
@@ -37,11 +37,18 @@ class TaggedWrap : public Napi::ObjectWrap<T> {
  protected:
   // The last step of a constructor that succeeds.
   void Tag(const Napi::CallbackInfo& info) {
-    napi_type_tag_object(info.Env(), info.This(), &T::kTypeTag);
+    napi_type_tag_object(info.Env(), info.This(), &TypeTag());
   }
 
   static void ThrowIllegalConstructor(napi_env env) {
     napi_throw_type_error(env, "ERR_ILLEGAL_CONSTRUCTOR", "Illegal constructor");
+  }
+
+ private:
+  // Its own address in it: a second copy of the addon, of another version, has other tags.
+  static const napi_type_tag& TypeTag() {
+    static const napi_type_tag tag = {0x7f2c1e86b0a64d1d, reinterpret_cast<uint64_t>(&tag)};
+    return tag;
   }
 };
 

@@ -2,7 +2,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { Worker } from 'node:worker_threads'
 import { afterEach, describe, expect, it } from 'vitest'
 import { native } from '../../lib/native'
-import { PAGE, cleanUp, eventfd, isMapped, made, mapped, until } from './support'
+import { PAGE, cleanUp, eventfd, isMapped, made, mapped, turn, until } from './support'
 
 const ENOENT = -2
 const ENOMEM = -12
@@ -126,7 +126,7 @@ describe('hold', () => {
     expect(native().hold(event, memory)).toBe(0)
     expect(memory.holders).toBe(1)
     memory.close()
-    for (let i = 0; i < 20; i++) await new Promise((resolve) => setImmediate(resolve))
+    for (let i = 0; i < 10; i++) await turn()
     expect(isMapped(memory.address)).toBe(true)
     expect(memory.holders).toBe(1)
     event.close()
@@ -144,6 +144,24 @@ describe('hold', () => {
     first.close()
     expect(isMapped(memory.address)).toBe(true)
     second.close()
+    await until(() => !isMapped(memory.address))
+  })
+
+  it('belongs to the open file: a duplicate keeps the memory, and may name it', async () => {
+    const memory = mapped()
+    const first = eventfd()
+    const second = made(native().duplicate(first.fd))
+    native().hold(first, memory)
+    native().hold(second, memory)
+    expect(memory.holders).toBe(1)
+    memory.close()
+    first.close()
+    const message = new BigUint64Array([memory.address])
+    expect(native().writeMany(second, message, 8, 1, [0, -PAGE])).toBe(1)
+    for (let i = 0; i < 10; i++) await turn()
+    expect(isMapped(memory.address)).toBe(true)
+    second.close()
+    expect(memory.holders).toBe(0)
     await until(() => !isMapped(memory.address))
   })
 
