@@ -83,9 +83,9 @@ bool ViewBytes(const Napi::Value& value, Bytes* out) {
   if (napi_is_typedarray(env, value, &is) == napi_ok && is) {
     napi_typedarray_type type;
     size_t elements = 0;
-    if (napi_get_typedarray_info(env, value, &type, &elements, &data, &buffer, &offset) != napi_ok) {
-      return false;
-    }
+    napi_status status =
+        napi_get_typedarray_info(env, value, &type, &elements, &data, &buffer, &offset);
+    if (status != napi_ok) return false;
     size_t length = elements * ElementSize(type);
     if (length > 0 && data != nullptr) *out = {static_cast<uint8_t*>(data), length};
     return true;

@@ -39,8 +39,10 @@ PollHandle* PollHandle::Start(Napi::Env env, std::shared_ptr<DescriptorState> de
   auto* handle = new PollHandle(env, std::move(descriptor), options);
   handle->poll_.data = handle;
   napi_async_init(env, nullptr, Napi::String::New(env, "vhost-iotlb:poll"), &handle->context_);
-  *error = handle->context_ == nullptr ? -ENOMEM
-                                       : uv_poll_init(loop, &handle->poll_, handle->descriptor_->fd());
+  *error = -ENOMEM;
+  if (handle->context_ != nullptr) {
+    *error = uv_poll_init(loop, &handle->poll_, handle->descriptor_->fd());
+  }
   if (*error != 0) {
     handle->DestroyContext();
     delete handle;

@@ -1,7 +1,7 @@
 // Objects with a native half, told from all others by a type tag.
 //
 // Node-API compares the receiver of a method with its class, but neither the receiver of an
-// accessor nor an argument: without the tag, `getter.call(other)` would read another class's memory.
+// accessor nor an argument: without the tag, `getter.call(other)` reads memory of another class.
 #ifndef VHOST_IOTLB_TAGGED_WRAP_H_
 #define VHOST_IOTLB_TAGGED_WRAP_H_
 

@@ -242,4 +242,32 @@ for (const owner of owners) {
   fc.assert(property, { numRuns: runs, seed })
 }
 
+// With next to no stack left, where any allocation in V8 may throw.
+const bytes = new Uint8Array(8)
+const last = [
+  () => native.eventfd(0),
+  () => native.mapMemory(4096, 0),
+  () => native.poll(native.duplicate(event.fd), bytes, 8, () => {}),
+  () => native.writeMany(fifo, bytes, 8, 1, [0, -1]),
+  () => memory.buffer,
+]
+function deep(attempt) {
+  try {
+    deep(attempt)
+  } catch (error) {
+    try {
+      attempt()?.close?.()
+    } catch {
+      throw error
+    }
+  }
+}
+for (const attempt of last) {
+  try {
+    deep(attempt)
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error
+  }
+}
+
 process.stdout.write(JSON.stringify(tally))
