@@ -28,3 +28,24 @@ export function frameNumber(bytes: Uint8Array): number {
 export function ours(frames: readonly Uint8Array[]): Uint8Array[] {
   return frames.filter((bytes) => bytes[12] === ETHERTYPE >> 8 && bytes[13] === (ETHERTYPE & 0xff))
 }
+
+/**
+ * Where two lists of frames differ, in words, and how long they are: equal lists give
+ * `{ lengths: [n, n], differ: [] }`. Comparing them byte by byte in a matcher takes ages.
+ */
+export function compared(
+  seen: readonly Uint8Array[],
+  expected: readonly Uint8Array[],
+): { readonly lengths: readonly number[]; readonly differ: readonly string[] } {
+  const differ = expected.flatMap((bytes, i) => {
+    if (i >= seen.length) return [`frame ${i} is missing`]
+    if (Buffer.compare(seen[i], bytes) === 0) return []
+    const at = bytes.findIndex((byte, j) => byte !== seen[i][j])
+    return [`frame ${i}: ${seen[i].length} bytes for ${bytes.length}, the first wrong one at ${at}`]
+  })
+  return { lengths: [seen.length, expected.length], differ }
+}
+
+export function identical(count: number): ReturnType<typeof compared> {
+  return { lengths: [count, count], differ: [] }
+}
