@@ -13,6 +13,16 @@ import type { AccessBits } from '../address'
  */
 export type Mapping = 'off' | 'passthrough' | 'static' | 'strict' | 'lazy'
 
+/** A run of memory whose pages are mapped one by one, and unmapped in runs. */
+export interface DmaPool {
+  /** @returns the device page of the pool's page `index`, which must not be mapped */
+  map(index: number, access: AccessBits): number
+  /** Unmaps `count` pages from `first` on, all of which are mapped; as `GuestDma.unmapPages`. */
+  unmap(first: number, count: number): void
+  /** When no page is mapped any more. */
+  close(): void
+}
+
 export interface GuestDma {
   readonly mode: Mapping
   /** Before the first mapping, and before the device starts. */
@@ -26,6 +36,12 @@ export interface GuestDma {
   mapPages(gpaPage: number, count: number, access: AccessBits): number
   /** @param count as it was mapped */
   unmapPages(iovaPage: number, count: number): void
+  /**
+   * For buffers that come and go by the page. Where it is there, pages that follow one another in
+   * the pool do so for the device too, so that a burst of them is one translation, and one
+   * invalidation.
+   */
+  pool?(gpaPage: number, count: number): DmaPool
   /** Invalidates what was unmapped and is still waiting for it. */
   flush(): void
 }

@@ -13,11 +13,12 @@ import { InvalidState } from '../errors'
 import type { Iommu, MmioDevice, Requester } from '../iommu/iommu'
 import { sourceId } from '../iommu/iommu'
 import type { GuestMemory } from '../memory/guest-memory'
-import type { GuestDma, Mapping } from './dma'
+import type { DmaPool, GuestDma, Mapping } from './dma'
 import { IntelIommuUnit } from './intel-iommu-unit'
 import type { DriverOrder, UnitFault } from './intel-iommu-unit'
 import { IovaAllocator } from './iova-allocator'
 import { PageAllocator } from './page-allocator'
+import { PagePool } from './page-pool'
 import { TableBuilder } from './table-builder'
 import type { LeafLevel } from './table-builder'
 
@@ -188,12 +189,44 @@ export class IntelIommuDriver implements GuestDma, Disposable {
       this.#started()
       return
     }
+    if (count > 1 && iovaPage % 2 ** orderOf(count) !== 0) {
+      throw new RangeError(`no ${count} pages were mapped together at iova page ${iovaPage}`)
+    }
     const unmapped =
       count === 1 ? Number(tables.unmapPage(iovaPage)) : tables.unmapPages(iovaPage, count)
     if (unmapped !== count) {
       throw new RangeError(`${count} pages at iova page ${iovaPage} are not mapped as a whole`)
     }
     this.#retire(iovas, iovaPage, count)
+  }
+
+  /**
+   * Strict: the pool has a run of iovas of its own, and a page always the same one; the iova is in
+   * use again only after its invalidation.
+   */
+  pool(gpaPage: number, count: number): DmaPool {
+    const iovas = this.#iovas
+    const tables = this.#tables
+    if (this.mode !== 'strict' || iovas === undefined || tables === undefined) {
+      return new PagePool(this, gpaPage, count)
+    }
+    const first = iovas.allocate(count)
+    return {
+      map: (index, access) => {
+        tables.mapPage(first + index, gpaPage + index, access)
+        if (this.#cachingMode) this.#invalidate(first + index, 1, false)
+        return first + index
+      },
+      unmap: (index, pages) => {
+        if (tables.unmapPages(first + index, pages) !== pages) {
+          throw new RangeError(`${pages} pages at iova page ${first + index} are not mapped`)
+        }
+        this.#invalidateRun(first + index, pages)
+      },
+      close: () => {
+        iovas.free(first, count)
+      },
+    }
   }
 
   /** Lazy: one domain-wide invalidation for everything that waits; else nothing to do. */
@@ -293,19 +326,37 @@ export class IntelIommuDriver implements GuestDma, Disposable {
       })
   }
 
-  /** One naturally aligned block around the range, as Linux takes it. */
+  /** Iovas are aligned to their size, so that one block of 2^order pages covers them. */
   #invalidate(iovaPage: number, count: number, deviceTlb: boolean): void {
     const unit = this.#unit
     if (unit === undefined) return
     const queue = unit.queue
-    let order = count === 1 ? 0 : 32 - Math.clz32(count - 1)
-    while (blockOf(iovaPage, order) !== blockOf(iovaPage + count - 1, order)) order++
-    const first = blockOf(iovaPage, order) * 2 ** order
+    const order = orderOf(count)
     if (order > unit.capabilities.maxOrder) queue.iotlbDomain(this.#domain)
-    else queue.iotlbPages(this.#domain, first, order, true)
+    else queue.iotlbPages(this.#domain, iovaPage, order, true)
     if (deviceTlb) {
       if (this.#order === '6.1') queue.submit()
-      queue.deviceTlb(this.#source, first, order)
+      queue.deviceTlb(this.#source, iovaPage, order)
+    }
+    queue.submit()
+  }
+
+  /** One submission, of the fewest naturally aligned blocks that are the run and no more. */
+  #invalidateRun(iovaPage: number, count: number): void {
+    const unit = this.#unit
+    if (unit === undefined) return
+    const { queue, capabilities } = unit
+    const end = iovaPage + count
+    for (let page = iovaPage; page < end;) {
+      const order = blockOrder(page, end - page, capabilities.maxOrder)
+      queue.iotlbPages(this.#domain, page, order, true)
+      page += 2 ** order
+    }
+    if (this.#deviceTlb && this.#order === '6.1') queue.submit()
+    for (let page = iovaPage; this.#deviceTlb && page < end;) {
+      const order = blockOrder(page, end - page, capabilities.maxOrder)
+      queue.deviceTlb(this.#source, page, order)
+      page += 2 ** order
     }
     queue.submit()
   }
@@ -315,8 +366,15 @@ export class IntelIommuDriver implements GuestDma, Disposable {
   }
 }
 
-function blockOf(page: number, order: number): number {
-  return Math.floor(page / 2 ** order)
+function orderOf(pages: number): number {
+  return pages === 1 ? 0 : 32 - Math.clz32(pages - 1)
+}
+
+/** The largest aligned block of 2^order pages that begins at `page` and has at most `count` pages. */
+function blockOrder(page: number, count: number, most: number): number {
+  let order = 0
+  while (order < most && page % 2 ** (order + 1) === 0 && 2 ** (order + 1) <= count) order++
+  return order
 }
 
 function iovasUpTo(lastPage: number): IovaAllocator {

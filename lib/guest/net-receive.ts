@@ -3,7 +3,8 @@
  * that the device spread over several of them (virtio 1.3, 5.1.6.4).
  *
  * What the device says of a frame is checked; a frame that can't be is dropped and counted. A
- * buffer is unmapped before it is read and mapped again before it is offered again.
+ * buffer is unmapped before it is read and mapped again before it is offered again. Buffers that
+ * completed together are unmapped together: one invalidation for a burst.
  */
 import { PAGE_SIZE, WRITE } from '../address'
 import type { DriverQueue } from '../virtio/driver-queue'
@@ -13,6 +14,9 @@ import type { BufferPool } from './net-ring'
 /** Bytes of a frame, valid during the call: they are the device's again after it. */
 export type FrameSink = (u8: Uint8Array, at: number, length: number, header: NetHeader) => void
 
+/** Completions taken at once. */
+const BATCH = 64
+
 export class NetReceive {
   /** Frames whose header or length can't be. */
   malformed = 0
@@ -21,6 +25,11 @@ export class NetReceive {
   readonly #pool: BufferPool
   readonly #mergeable: boolean
   readonly #scratch: Uint8Array
+  /** Completed and unmapped buffers that nobody has read yet, and the bytes in each. */
+  readonly #token = new Int32Array(BATCH)
+  readonly #length = new Float64Array(BATCH)
+  #next = 0
+  #collected = 0
   /** Buffers still to come of the frame in `#scratch`, and its bytes so far. */
   #missing = 0
   #gathered = 0
@@ -42,15 +51,33 @@ export class NetReceive {
    * @returns false when there is none
    */
   take(sink: FrameSink): boolean {
-    if (!this.#queue.collect()) return false
-    const { token, length } = this.#queue.completion
-    this.#pool.unmap(token)
+    if (this.#next === this.#collected && !this.#collect()) return false
+    const at = this.#next++
+    const buffer = this.#token[at]
     try {
-      this.#read(this.#pool.byteOf(token), length, sink)
+      this.#read(this.#pool.byteOf(buffer), this.#length[at], sink)
     } finally {
-      this.#offer(token)
+      this.#offer(buffer)
     }
     return true
+  }
+
+  #collect(): boolean {
+    const { completion } = this.#queue
+    let count = 0
+    while (count < BATCH && this.#queue.collect()) {
+      this.#token[count] = completion.token
+      this.#length[count] = completion.length
+      count++
+    }
+    for (let at = 0; at < count;) {
+      const from = at++
+      while (at < count && this.#token[at] === this.#token[at - 1] + 1) at++
+      this.#pool.unmap(this.#token[from], at - from)
+    }
+    this.#next = 0
+    this.#collected = count
+    return count > 0
   }
 
   #offer(buffer: number): void {

@@ -8,10 +8,9 @@ import type { GuestMemory } from '../memory/guest-memory'
 import { DriverQueue } from '../virtio/driver-queue'
 import { DESC, ringLayout } from '../virtio/ring-layout'
 import type { RingAddresses } from '../virtio/ring-layout'
-import type { GuestDma } from './dma'
+import type { DmaPool, GuestDma } from './dma'
 import type { PageAllocator } from './page-allocator'
-
-const UNMAPPED = -1
+import { PagePool } from './page-pool'
 
 /** Where a driver's memory comes from, and how its device reaches it. */
 export interface Surroundings {
@@ -103,9 +102,8 @@ export class BufferPool {
   readonly base: number
   readonly #firstPage: number
   readonly #pages: PageAllocator
-  readonly #dma: GuestDma
-  /** Device page of each buffer, or -1 while it is not mapped. */
-  readonly #devicePage: Float64Array
+  readonly #dma: DmaPool
+  readonly #mapped: Uint8Array
 
   /** @throws InvalidState ERR_EXHAUSTED */
   constructor({ memory, pages, dma }: Surroundings, count: number) {
@@ -115,9 +113,14 @@ export class BufferPool {
     if (region === undefined) throw new RangeError(`page ${this.#firstPage} is not memory`)
     this.u8 = region.u8
     this.base = this.#firstPage * PAGE_SIZE - region.start
-    this.#devicePage = new Float64Array(count).fill(UNMAPPED)
+    this.#mapped = new Uint8Array(count)
     this.#pages = pages
-    this.#dma = dma
+    try {
+      this.#dma = dma.pool?.(this.#firstPage, count) ?? new PagePool(dma, this.#firstPage, count)
+    } catch (error) {
+      pages.free(this.#firstPage, count)
+      throw error
+    }
   }
 
   /** Byte of `u8` at which a buffer begins. */
@@ -127,21 +130,26 @@ export class BufferPool {
 
   /** @returns the device page */
   map(buffer: number, access: AccessBits): number {
-    const page = this.#dma.mapPages(this.#firstPage + buffer, 1, access)
-    this.#devicePage[buffer] = page
+    const page = this.#dma.map(buffer, access)
+    this.#mapped[buffer] = 1
     return page
   }
 
-  unmap(buffer: number): void {
-    const page = this.#devicePage[buffer]
-    if (page === UNMAPPED) return
-    this.#devicePage[buffer] = UNMAPPED
-    this.#dma.unmapPages(page, 1)
+  /** Buffers of the run that are not mapped are passed over. */
+  unmap(first: number, count = 1): void {
+    const end = first + count
+    for (let buffer = first; buffer < end;) {
+      const from = buffer
+      while (buffer < end && this.#mapped[buffer] === 1) this.#mapped[buffer++] = 0
+      if (buffer > from) this.#dma.unmap(from, buffer - from)
+      else buffer++
+    }
   }
 
   /** Unmaps everything. The device must have stopped. */
   close(): void {
-    for (let buffer = 0; buffer < this.count; buffer++) this.unmap(buffer)
+    this.unmap(0, this.count)
+    this.#dma.close()
     this.#pages.free(this.#firstPage, this.count)
   }
 }

@@ -20,8 +20,12 @@ export class NetTransmit {
   completed = 0
   readonly #queue: DriverQueue
   readonly #pool: BufferPool
-  /** Stack of free buffers. */
+  /**
+   * Free buffers, first in first out: frames complete in the order in which they were sent, so that
+   * the buffers of a burst follow one another.
+   */
   readonly #free: Int32Array
+  #freeFirst = 0
   #freeCount: number
   /** The next buffer of the same frame, or -1. */
   readonly #next: Int32Array
@@ -29,11 +33,14 @@ export class NetTransmit {
   readonly #longest: number
   /** Buffers of the frame that is being placed. */
   #taken = 0
+  /** Completed buffers that follow one another and are not unmapped yet. */
+  #runFirst = 0
+  #runCount = 0
 
   constructor(queue: DriverQueue, pool: BufferPool) {
     this.#queue = queue
     this.#pool = pool
-    this.#free = Int32Array.from({ length: pool.count }, (_, at) => pool.count - 1 - at)
+    this.#free = Int32Array.from({ length: pool.count }, (_, at) => at)
     this.#freeCount = pool.count
     this.#next = new Int32Array(pool.count).fill(NONE)
     this.#longest = Math.min(pool.count, queue.longestChain)
@@ -61,7 +68,7 @@ export class NetTransmit {
   place(frame: Uint8Array, offload: Offload | undefined): boolean {
     const bytes = frame.length
     if (!this.hasRoom(bytes)) return false
-    const first = this.#free[this.#freeCount - 1]
+    const first = this.#free[this.#freeFirst]
     writeNetHeader(this.#pool.u8, this.#pool.byteOf(first), offload)
     this.#queue.begin()
     this.#taken = 0
@@ -73,7 +80,10 @@ export class NetTransmit {
         this.#spread(frame)
       }
     } catch (error) {
-      if (this.#taken > 0) this.#release(first)
+      if (this.#taken > 0) {
+        this.#release(first)
+        this.#unmapRun()
+      }
       throw error
     }
     this.#queue.end(first)
@@ -84,9 +94,13 @@ export class NetTransmit {
   reap(): number {
     const { completion } = this.#queue
     let frames = 0
-    while (this.#queue.collect()) {
-      this.#release(completion.token)
-      frames++
+    try {
+      while (this.#queue.collect()) {
+        this.#release(completion.token)
+        frames++
+      }
+    } finally {
+      this.#unmapRun()
     }
     this.completed += frames
     return frames
@@ -101,7 +115,7 @@ export class NetTransmit {
     let room = PAGE_SIZE - NET_HEADER_BYTES
     for (let done = 0; done < frame.length;) {
       const length = Math.min(room, frame.length - done)
-      const at = this.#pool.byteOf(this.#free[this.#freeCount - 1]) + PAGE_SIZE - room
+      const at = this.#pool.byteOf(this.#free[this.#freeFirst]) + PAGE_SIZE - room
       this.#pool.u8.set(frame.subarray(done, done + length), at)
       previous = this.#take(previous, PAGE_SIZE - room + length)
       done += length
@@ -109,10 +123,11 @@ export class NetTransmit {
     }
   }
 
-  /** Maps the buffer on top of the stack and adds it to the chain. */
+  /** Maps the first free buffer and adds it to the chain. */
   #take(previous: number, length: number): number {
-    const buffer = this.#free[this.#freeCount - 1]
+    const buffer = this.#free[this.#freeFirst]
     const page = this.#pool.map(buffer, READ)
+    this.#freeFirst = (this.#freeFirst + 1) % this.#free.length
     this.#freeCount -= 1
     this.#taken += 1
     this.#next[buffer] = NONE
@@ -121,16 +136,24 @@ export class NetTransmit {
     return buffer
   }
 
-  /** Unmaps the buffers of a frame. */
+  /** Gives the buffers of a frame back, to be unmapped before any is used again. */
   #release(first: number): void {
     for (let buffer = first; buffer !== NONE;) {
       const next = this.#next[buffer]
-      this.#pool.unmap(buffer)
+      if (buffer !== this.#runFirst + this.#runCount) this.#unmapRun()
+      if (this.#runCount === 0) this.#runFirst = buffer
+      this.#runCount += 1
       this.#next[buffer] = NONE
-      this.#free[this.#freeCount] = buffer
+      this.#free[(this.#freeFirst + this.#freeCount) % this.#free.length] = buffer
       this.#freeCount += 1
       buffer = next
     }
+  }
+
+  #unmapRun(): void {
+    const count = this.#runCount
+    this.#runCount = 0
+    if (count > 0) this.#pool.unmap(this.#runFirst, count)
   }
 }
 
