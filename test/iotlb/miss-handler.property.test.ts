@@ -149,7 +149,9 @@ class World {
       reply: mergedPages === 0 ? exact : merged(mergedPages * 4096),
       split,
       paranoid,
-      onError: () => void this.failures++,
+      onError: () => {
+        this.failures++
+      },
     })
   }
 
