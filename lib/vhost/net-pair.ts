@@ -6,9 +6,11 @@
  * stop takes the backends away first, then the translations, then the questions that are left.
  * Where a step is refused, the steps before it are taken back: a start happened or it did not.
  */
+import { KiB } from '../address'
 import { InvalidState, SystemError } from '../errors'
 import type { MissPolicy } from '../iotlb/miss-handler'
 import { MissHandler } from '../iotlb/miss-handler'
+import { merged } from '../iotlb/reply-policy'
 import type { UnansweredMiss } from '../iotlb/unanswered'
 import { PageTranslation } from '../memory/address-space'
 import type { AddressSpace } from '../memory/address-space'
@@ -24,6 +26,8 @@ import type { VhostDevice } from './vhost-device'
 import { Vring } from './vring'
 
 const EFAULT = -14
+/** A burst of 32 buffers of a page; more would only be dropped with it. */
+const MERGED_BYTES = 128 * KiB
 /** drivers/vhost/net.c: VHOST_NET_VQ_RX and VHOST_NET_VQ_TX. */
 const RINGS = 2
 const INDEX_MASK = 0xffff
@@ -323,6 +327,7 @@ function handlerOptions(
     onStop,
     onDrop,
     ...policy,
+    reply: policy.reply ?? merged(MERGED_BYTES),
     split: policy.split ?? true,
   }
 }

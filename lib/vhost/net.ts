@@ -45,6 +45,7 @@ export interface VhostNetOptions {
   readonly path?: string
   /** Open vhost descriptors that nobody owns yet, one for each pair; they are taken over. */
   readonly fd?: number | readonly number[]
+  /** Up to 128 KiB merged by default. */
   readonly reply?: ReplyPolicy
   /** `'on-miss'` by default. */
   readonly lookAhead?: LookAheadMode
