@@ -9,7 +9,7 @@ import type { Capabilities } from './capabilities'
 import { EventMessage, FAULT_EVENT } from './event-message'
 import type { Interrupt } from './event-message'
 import { FRCD, FSTS } from './registers'
-import type { RegisterName } from './registers'
+import type { FaultRecordName, RegisterName } from './registers'
 
 const { PFO, PPF, IQE, ICE, ITE, FRI } = FSTS.field
 const CAUSES = [PFO, PPF, IQE, ICE, ITE].reduce((mask, field) => mask | field.mask(), 0)
@@ -35,7 +35,9 @@ export interface FaultedRequest {
 export class FaultLog {
   readonly #registers: RegisterFile<RegisterName>
   readonly #event: EventMessage
-  readonly #count: number
+  /** The names of the recording registers, lower and upper halves. */
+  readonly #low: readonly FaultRecordName[]
+  readonly #high: readonly FaultRecordName[]
   readonly #qemu: boolean
   #next = 0
 
@@ -46,7 +48,9 @@ export class FaultLog {
   ) {
     this.#registers = registers
     this.#event = new EventMessage(registers, FAULT_EVENT, send)
-    this.#count = has.faultRecords
+    const indices = Array.from({ length: has.faultRecords }, (_, i) => i)
+    this.#low = indices.map((i) => `FRCD${i}_LOW` as const)
+    this.#high = indices.map((i) => `FRCD${i}_HIGH` as const)
     this.#qemu = has.qemu
   }
 
@@ -55,7 +59,7 @@ export class FaultLog {
     if ((this.#status & PFO.mask()) !== 0 || this.#holds(fault.source)) return false
     const at = this.#next
     const before = this.#status
-    if ((this.#high(at) & FAULT_BIT) !== 0) {
+    if (this.#pending(this.#high[at])) {
       this.#status = before | PFO.mask()
       this.#raise(before)
       return false
@@ -69,7 +73,7 @@ export class FaultLog {
     if (fault.reachedTables && this.#qemu) FRCD.field.PV.write(record, QEMU_NO_PASID)
     FRCD.field.F.write(record, 1)
     this.#store(at, record)
-    this.#next = (at + 1) % this.#count
+    this.#next = (at + 1) % this.#high.length
     if ((before & PPF.mask()) === 0) {
       this.#status = (before & ~FRI.mask()) | PPF.mask() | (at << FRI.from)
       this.#raise(before)
@@ -100,8 +104,7 @@ export class FaultLog {
 
   /** After software wrote a fault recording register: PPF is the or of all F bits. */
   recordWritten(): void {
-    const pending = this.#indices().some((i) => (this.#high(i) & FAULT_BIT) !== 0)
-    if (!pending) this.#status &= ~PPF.mask()
+    if (!this.#high.some((name) => this.#pending(name))) this.#status &= ~PPF.mask()
     if (!this.#qemu && (this.#status & CAUSES) === 0) this.#event.clear()
   }
 
@@ -115,27 +118,23 @@ export class FaultLog {
     if ((before & CAUSES) === 0) this.#event.raise()
   }
 
+  /** Whether a fault of the source is recorded that software has not cleared. */
   #holds(source: number): boolean {
-    return this.#indices().some(
-      (i) =>
-        (this.#high(i) & FAULT_BIT) !== 0 &&
-        (this.#registers.word(`FRCD${i}_HIGH`) & SOURCE) === source,
-    )
+    for (const name of this.#high) {
+      if (this.#pending(name) && (this.#registers.word(name) & SOURCE) === source) return true
+    }
+    return false
   }
 
-  #indices(): readonly number[] {
-    return Array.from({ length: this.#count }, (_, i) => i)
-  }
-
-  #high(index: number): number {
-    return this.#registers.word(`FRCD${index}_HIGH`, 1)
+  #pending(name: FaultRecordName): boolean {
+    return (this.#registers.word(name, 1) & FAULT_BIT) !== 0
   }
 
   #store(index: number, record: Uint32Array): void {
-    this.#registers.setWord(`FRCD${index}_LOW`, record[0])
-    this.#registers.setWord(`FRCD${index}_LOW`, record[1], 1)
-    this.#registers.setWord(`FRCD${index}_HIGH`, record[2])
-    this.#registers.setWord(`FRCD${index}_HIGH`, record[3], 1)
+    this.#registers.setWord(this.#low[index], record[0])
+    this.#registers.setWord(this.#low[index], record[1], 1)
+    this.#registers.setWord(this.#high[index], record[2])
+    this.#registers.setWord(this.#high[index], record[3], 1)
   }
 
   get #status(): number {

@@ -108,7 +108,7 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
     const space = this.#spaces.of(sourceId(requester))
     if (space.ats === enabled) return
     space.ats = enabled
-    space.invalidateAll('disabled')
+    if (!this.capabilities.qemu) space.invalidateAll('disabled')
   }
 
   explain(requester: Requester, at: Iova): readonly WalkStep[] {

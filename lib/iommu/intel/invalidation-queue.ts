@@ -215,13 +215,14 @@ export class InvalidationQueue {
     this.#lastType = 0
     if (!readWords(this.#memory, at, descriptor)) return ERROR.fetch
     const { TYPE, TYPE_HIGH } = D.ANY_DESCRIPTOR.field
-    const extension = this.#has.qemu ? 0 : TYPE_HIGH.read(descriptor) * 16
-    const type = TYPE.read(descriptor) + extension
+    const extension = TYPE_HIGH.read(descriptor) * 16
+    const type = TYPE.read(descriptor) + (this.#has.qemu ? 0 : extension)
     this.#lastType = type
     const kind = this.#kinds.get(type)
     if (kind === undefined) return ERROR.type
     if (kind.wide === true && !this.#wide) return ERROR.width
     if (D.hasReservedBits(descriptor, kind.structure)) return ERROR.reserved
+    if (this.#has.qemu && extension !== 0 && kind.run !== nothing) return ERROR.reserved
     return kind.run()
   }
 

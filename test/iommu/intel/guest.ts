@@ -25,7 +25,7 @@ export const GCMD = {
   SIRTP: 1 << 24,
 } as const
 
-/** Where things are in the guest's 64 MiB. */
+/** Where things are in the guest's 4 MiB. */
 export const AT = {
   root: 0x1000,
   context: 0x2000,
@@ -37,7 +37,7 @@ export const AT = {
 } as const
 
 export const REQUESTER = 0x0018
-const MEMORY_BYTES = 0x4000000
+const MEMORY_BYTES = 0x400000
 
 export class Guest {
   readonly memory = PlainMemory.of(MEMORY_BYTES)

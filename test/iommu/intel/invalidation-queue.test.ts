@@ -364,7 +364,7 @@ describe('256-bit descriptors (6.5.2, IQA.DW)', () => {
     ['page group response, without ECAP.PRS', [0x09n, 0n]],
   ] as const)('error: %s', (_, descriptor) => {
     const guest = new ScalableGuest().start()
-    guest.submit(descriptor as unknown as readonly [bigint, bigint])
+    guest.submit(descriptor)
     expect(guest.read('FSTS')).toBe(IQE)
   })
 })

@@ -233,7 +233,7 @@ describe('a notifier', () => {
     const { guest } = made(false)
     const seen: string[] = []
     guest.space.notify({
-      invalidate: (range, source) => {
+      invalidate: (_, source) => {
         seen.push(source)
         guest.space.translate(iova(0x5000n), 'read')
       },
