@@ -66,6 +66,16 @@ interface Waiting {
   readonly header: Uint8Array
 }
 
+/** A chain that a frame is written to: what completes it, and where its first buffer is. */
+interface Taken {
+  readonly head: number
+  readonly length: number
+  readonly page: number
+  readonly offset: number
+}
+
+type Placed = 'placed' | 'no room' | 'unreachable'
+
 export class LoopbackDevice implements NetDevice, Disposable {
   readonly features: bigint
   readonly requester: number | undefined
@@ -209,7 +219,7 @@ export class LoopbackDevice implements NetDevice, Disposable {
       const usable = this.#drain(queue, index >> 1)
       if (queue.publish()) this.#call(index)
       if (!usable) this.#error(index)
-      if (queue.enableKicks() || !usable) return
+      if (queue.enableKicks(queue.left) || !usable) return
     }
   }
 
@@ -260,53 +270,49 @@ export class LoopbackDevice implements NetDevice, Disposable {
     if (queue === undefined) return
     queue.disableKicks()
     for (;;) {
-      while (waiting.length > 0 && this.#place(queue, waiting[0], index)) waiting.shift()
+      let placed: Placed = 'placed'
+      while (waiting.length > 0 && placed === 'placed') {
+        placed = this.#place(queue, waiting[0])
+        if (placed === 'placed') waiting.shift()
+      }
       if (queue.publish()) this.#call(index)
-      if (queue.enableKicks() || waiting.length === 0 || queue.chain.refusal !== undefined) return
+      if (placed === 'unreachable') this.#error(index)
+      if (queue.enableKicks(queue.left) || placed !== 'no room') return
     }
   }
 
-  /** Writes a frame into as many chains as it needs. @returns false when it has to wait */
-  #place(queue: SplitQueue, { frame, header }: Waiting, index: number): boolean {
-    const bytes = this.#bytes
+  /** Writes a frame into as many chains as it needs. */
+  #place(queue: SplitQueue, { frame, header }: Waiting): Placed {
+    const { chain } = queue
     const total = NET_HEADER_BYTES + frame.length
-    bytes.set(header)
-    bytes.set(frame, NET_HEADER_BYTES)
-    const taken: { head: number; length: number }[] = []
+    this.#bytes.set(header)
+    this.#bytes.set(frame, NET_HEADER_BYTES)
     const mergeable = hasFeature(this.#negotiated, 'VIRTIO_NET_F_MRG_RXBUF')
-    let first: { page: number; offset: number } | undefined
+    const taken: Taken[] = []
     for (let done = 0; done < total;) {
-      const { chain } = queue
       const offered = queue.next()
       const usable = offered && chain.refusal === undefined && chain.readableBytes === 0
-      const written = usable ? this.#writeChain(chain, done, total) : -1
-      if (written < 0) {
+      const length = usable ? this.#writeChain(chain, done, total) : -1
+      if (length < 0) {
         for (let back = taken.length + (offered ? 1 : 0); back > 0; back--) queue.putBack()
-        if (offered || chain.refusal !== undefined) this.#error(index)
-        return false
+        return offered || chain.refusal !== undefined ? 'unreachable' : 'no room'
       }
-      first ??= { page: chain.page[0], offset: chain.offset[0] }
-      taken.push({ head: chain.head, length: written })
-      done += written
-      if (!mergeable && done < total) {
-        queue.putBack()
-        this.#counts.dropped += 1
-        return true
-      }
+      taken.push({ head: chain.head, length, page: chain.page[0], offset: chain.offset[0] })
+      done += length
+      if (mergeable || done === total) continue
+      queue.putBack()
+      this.#counts.dropped += 1
+      return 'placed'
     }
-    this.#finish(queue, taken, first)
-    return true
+    this.#finish(queue, taken)
+    return 'placed'
   }
 
-  /** The number of buffers, last; then all of them at once. */
-  #finish(
-    queue: SplitQueue,
-    taken: readonly { readonly head: number; readonly length: number }[],
-    first: { readonly page: number; readonly offset: number } | undefined,
-  ): void {
+  /** The number of buffers goes into the first one, last; then all are completed at once. */
+  #finish(queue: SplitQueue, taken: readonly Taken[]): void {
+    const [{ page, offset }] = taken
     const count = Uint8Array.of(taken.length & 0xff, taken.length >> 8)
-    const at = NET_HEADER.bufferCount
-    if (first !== undefined) this.#window?.write(first.page, first.offset + at, count, 0, 2)
+    this.#window?.write(page, offset + NET_HEADER.bufferCount, count, 0, 2)
     for (const { head, length } of taken) queue.complete(head, length)
     this.#counts.received += 1
   }

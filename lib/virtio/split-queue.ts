@@ -8,6 +8,8 @@
  */
 import { READ, WRITE, pageOf } from '../address'
 import type { AccessBits } from '../address'
+import { Chain, append, clear, pageOfWords, refuse, unmapped } from './chain'
+import type { ChainRefusal } from './chain'
 import { DmaWindow, physicalView } from './dma-view'
 import type { ByteSpace, DmaView } from './dma-view'
 import {
@@ -18,7 +20,6 @@ import {
   VIRTQ_AVAIL_F_NO_INTERRUPT,
   VIRTQ_DESC_F_INDIRECT,
   VIRTQ_DESC_F_NEXT,
-  VIRTQ_DESC_F_WRITE,
   VIRTQ_USED_F_NO_NOTIFY,
   availEventOffset,
   checkQueueSize,
@@ -27,58 +28,8 @@ import {
 } from './ring-layout'
 import type { RingAddresses } from './ring-layout'
 
-/**
- * Why a chain or a ring was refused.
- *
- * `misaligned`: a ring part is not aligned as 2.7 wants it, or an indirect table not to 4 bytes.
- * `unmapped`: a part or table may not be read or written; `Chain.refusedPage` says where. `avail-index`: more
- * chains offered than the ring has (2.7.13.3). `head`, `next`: index past the table. `loop`: more
- * descriptors than the table has (2.7.5.2). `length`: an empty buffer, or over 2^32 bytes in all
- * (2.7.5.2). `wrap`: a buffer reaches over the end of the address space. `order`: readable after
- * writable (2.7.4.2). `indirect`: not negotiated, inside a table, with NEXT (2.7.5.3.1), or a table
- * whose length is no positive multiple of 16.
- */
-export type ChainRefusal =
-  | 'misaligned'
-  | 'unmapped'
-  | 'avail-index'
-  | 'head'
-  | 'next'
-  | 'loop'
-  | 'length'
-  | 'wrap'
-  | 'order'
-  | 'indirect'
-
-/** One chain, as far as it was read. The arrays are reused; `count` of them are valid. */
-export class Chain {
-  head = 0
-  count = 0
-  /** 4 KiB page of each buffer's device address, the byte within it, and bytes. */
-  readonly page: Float64Array
-  readonly offset: Uint16Array
-  readonly length: Uint32Array
-  /** 1 where the device may write, 0 where it may read. */
-  readonly writable: Uint8Array
-  readableBytes = 0
-  writableBytes = 0
-  refusal: ChainRefusal | undefined
-  /** For `unmapped`: the page, and what was wanted. */
-  refusedPage = 0
-  refusedAccess: AccessBits = 0
-  /** The page where the indirect table begins, the byte within it, and its length; 0 bytes for none. */
-  indirectPage = 0
-  indirectOffset = 0
-  indirectBytes = 0
-
-  /** @param limit buffers that a chain may have; longer ones are refused as a `loop` */
-  constructor(limit: number) {
-    this.page = new Float64Array(limit)
-    this.offset = new Uint16Array(limit)
-    this.length = new Uint32Array(limit)
-    this.writable = new Uint8Array(limit)
-  }
-}
+export { Chain } from './chain'
+export type { ChainRefusal } from './chain'
 
 export interface SplitQueueOptions {
   /** VIRTIO_F_EVENT_IDX was negotiated. */
@@ -90,10 +41,6 @@ export interface SplitQueueOptions {
   /** Longest chain that is accepted, at most the queue size of a legal ring; default 1024. */
   readonly segments?: number
 }
-
-const MAX_CHAIN_BYTES = 2 ** 32
-const PAGES_PER_HIGH_WORD = 2 ** 20
-const LAST_HIGH_WORD = 0xffffffff
 
 /** A ring part: the device address of its first byte, and the window on it. */
 class Part {
@@ -301,22 +248,29 @@ export class SplitQueue {
     if (!this.#eventIndex) this.#storeU16(this.#used, USED.flags, VIRTQ_USED_F_NO_NOTIFY)
   }
 
+  /** Chains that were seen to be offered and are not taken, such as those put back. */
+  get left(): number {
+    return (this.#offered - this.#taken) & 0xffff
+  }
+
   /**
    * Asks the driver to kick for the next chain.
-   * @returns false when chains are there already: the kick may never come, so take them first. Also
+   * @param left chains to leave where they are, and not to be kicked for: 0, or `left`
+   * @returns false when there are others already: the kick may never come, so take them first. Also
    *   false where the ring can't be read; `next()` says so then
    */
-  enableKicks(): boolean {
-    if (this.#eventIndex) this.#storeU16(this.#used, this.#availEvent, this.#taken)
+  enableKicks(left = 0): boolean {
+    const known = (this.#taken + left) & 0xffff
+    if (this.#eventIndex) this.#storeU16(this.#used, this.#availEvent, known)
     else this.#storeU16(this.#used, USED.flags, 0)
-    return this.#loadU16(this.#avail, AVAIL.idx) === this.#taken
+    return this.#loadU16(this.#avail, AVAIL.idx) === known
   }
 
   #walkIndirect(low: number, high: number, bytes: number, chain: Chain): boolean {
     if (!this.#indirectAllowed) return refuse(chain, 'indirect')
     if (bytes === 0 || bytes % DESC.bytes !== 0) return refuse(chain, 'indirect')
     if (low % 4 !== 0) return refuse(chain, 'misaligned')
-    const page = high * PAGES_PER_HIGH_WORD + (low >>> 12)
+    const page = pageOfWords(low, high)
     const offset = low & 0xfff
     chain.indirectPage = page
     chain.indirectOffset = offset
@@ -366,43 +320,4 @@ export class SplitQueue {
     Atomics.store(part.window.region.u16, byte / 2, value)
     return true
   }
-}
-
-function clear(chain: Chain): void {
-  chain.count = 0
-  chain.readableBytes = 0
-  chain.writableBytes = 0
-  chain.refusal = undefined
-  chain.indirectBytes = 0
-}
-
-function refuse(chain: Chain, reason: ChainRefusal): false {
-  chain.refusal = reason
-  return false
-}
-
-function unmapped(chain: Chain, page: number, byte: number, wanted: AccessBits): false {
-  chain.refusedPage = page + (byte >>> 12)
-  chain.refusedAccess = wanted
-  return refuse(chain, 'unmapped')
-}
-
-function append(chain: Chain, low: number, high: number, length: number, tail: number): boolean {
-  const at = chain.count
-  if (at === chain.page.length) return refuse(chain, 'loop')
-  const writable = (tail & VIRTQ_DESC_F_WRITE) !== 0
-  if (!writable && chain.writableBytes > 0) return refuse(chain, 'order')
-  if (length === 0) return refuse(chain, 'length')
-  if (chain.readableBytes + chain.writableBytes + length > MAX_CHAIN_BYTES) {
-    return refuse(chain, 'length')
-  }
-  if (high === LAST_HIGH_WORD && low + length > MAX_CHAIN_BYTES) return refuse(chain, 'wrap')
-  chain.page[at] = high * PAGES_PER_HIGH_WORD + (low >>> 12)
-  chain.offset[at] = low & 0xfff
-  chain.length[at] = length
-  chain.writable[at] = writable ? 1 : 0
-  if (writable) chain.writableBytes += length
-  else chain.readableBytes += length
-  chain.count = at + 1
-  return true
 }

@@ -138,6 +138,39 @@ describe('IntelIommuDriver in every mode', () => {
   })
 })
 
+describe('ATS', () => {
+  it('is switched on for translated devices alone, and off again', () => {
+    const switched: [string, boolean][] = []
+    for (const mode of modes) {
+      for (const deviceTlb of [true, false]) {
+        setUp(new IntelIommu(memory))
+        const setAts = iommu.setAts.bind(iommu)
+        iommu.setAts = (requester, on) => {
+          expect(requester).toBe(SOURCE)
+          switched.push([mode, on])
+          setAts(requester, on)
+        }
+        driverOf({ mode, deviceTlb }).disable()
+      }
+    }
+    expect(switched).toEqual(
+      ['static', 'strict', 'lazy'].flatMap((mode) => [
+        [mode, true],
+        [mode, false],
+      ]),
+    )
+  })
+
+  it('stays off where the unit has no device TLBs (ECAP.DT)', () => {
+    setUp(new IntelIommu(memory, { deviceTlb: false }))
+    const driver = driverOf({})
+    const page = driver.mapPages(7, 1, 1)
+    expect(pageAt(page)).toBe(7)
+    driver.unmapPages(page, 1)
+    expect(heard).toEqual([{ first: page, last: page, source: 'iotlb' }])
+  })
+})
+
 describe('off and passthrough', () => {
   it('off leaves the unit alone', () => {
     driverOf({ mode: 'off' })
@@ -273,6 +306,15 @@ describe('strict', () => {
     }
   })
 
+  it('refuses to unmap a run that no single mapping can have', () => {
+    const driver = driverOf({})
+    const page = driver.mapPages(7, 4, 1)
+    expect(() => {
+      driver.unmapPages(page + 1, 2)
+    }).toThrow(RangeError)
+    expect(pageAt(page + 1)).toBe(8)
+  })
+
   it('keeps off the range where interrupts go (VT-d 4.1, 3.15)', () => {
     setUp(new IntelIommu(memory, { addressWidth: 39 }))
     const driver = driverOf({})
@@ -294,6 +336,10 @@ describe('strict', () => {
     expect(pageAt(page)).toBe(7)
     for (const each of held) pages.free(each)
     const large = driver.mapPages(7, 1500, 1)
+    driver.disable()
+    const fresh = driverOf({})
+    fresh.mapPages(7, 1, 1)
+    expect(fresh.mapPages(7, 1500, 1)).toBe(large)
     for (const at of [0, 700, 1499]) expect(pageAt(large + at)).toBe(7 + at)
   })
 })
@@ -323,6 +369,22 @@ describe('lazy', () => {
     expect(driver.submitted.invalidations - before.invalidations).toBe(4)
     expect(heard).toHaveLength(2)
     expect(heard[0]).toEqual({ first: 0, last: 2 ** 52 - 1, source: 'device-tlb' })
+  })
+
+  it('6.12 sends IOTLB, device TLB and wait at once, 6.1 with a wait after each', () => {
+    for (const [order, waits] of [
+      ['6.12', 1],
+      ['6.1', 2],
+    ] as const) {
+      const driver = driverOf({ mode: 'lazy', order, after: new Clock().after })
+      const before = driver.submitted
+      driver.unmapPages(driver.mapPages(7, 1, 1), 1)
+      driver.flush()
+      driver.flush()
+      expect(driver.submitted.invalidations - before.invalidations).toBe(2)
+      expect(driver.submitted.submissions - before.submissions).toBe(waits)
+      driver.disable()
+    }
   })
 
   it('so do fewer after 10 ms, and nothing ticks when nothing waits', () => {

@@ -1,6 +1,8 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { PAGE_SIZE } from '../../lib/address'
-import { Guest, HandDevice, frameOf, take } from './net-guest'
+import { IntelIommuDriver } from '../../lib/guest/intel-iommu-driver'
+import { PageTranslation } from '../../lib/memory/address-space'
+import { Guest, HandDevice, SOURCE, frameOf, take } from './net-guest'
 
 let guest: Guest
 
@@ -35,6 +37,36 @@ describe('NetDriver, receiving', () => {
     expect(driver.stats()).toMatchObject({ received: 0, malformed: 5 })
     nic.deliver(queue, 1, 72)
     expect((await take(driver, 1))[0].length).toBe(60)
+    expect(queue.pending()).toBe(256)
+  })
+
+  it('strict: each buffer is unmapped and invalidated before its frame is handed over', async () => {
+    const nic = new HandDevice(guest)
+    const dma = new IntelIommuDriver(guest.iommu, guest.memory, {
+      requester: SOURCE,
+      mode: 'strict',
+      pages: guest.pages,
+    })
+    using driver = guest.attach(nic, { dma })
+    await driver.start()
+    const queue = nic.queue(0)
+    queue.next()
+    const page = queue.chain.page[0]
+    const out = new PageTranslation()
+    expect(guest.space.translatePage(page, 2, out)).toBe(true)
+    queue.putBack()
+    let frames = 0
+    driver.onFrame(
+      () => {
+        frames++
+        expect(guest.space.translatePage(page, 2, out)).toBe(false)
+      },
+      { copy: false },
+    )
+    const before = dma.submitted.submissions
+    nic.deliver(queue, 1, 100)
+    expect(frames).toBe(1)
+    expect(dma.submitted.submissions - before).toBe(1)
     expect(queue.pending()).toBe(256)
   })
 

@@ -1,4 +1,7 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { InvalidState } from '../../lib/errors'
+import { physicalDma } from '../../lib/guest/dma'
+import type { GuestDma } from '../../lib/guest/dma'
 import { PageTranslation } from '../../lib/memory/address-space'
 import { Guest, HandDevice, expectFrames, frameOf, take } from './net-guest'
 
@@ -101,6 +104,52 @@ describe('NetDriver, sending', () => {
     expect(guest.space.translatePage(queue.chain.page[0], 2, out)).toBe(true)
     expect(guest.space.translatePage(queue.chain.page[0], 1, out)).toBe(false)
     expect(driver.stats().received).toBe(0)
+  })
+
+  it('hears of the last completion, whatever the pace of the device', async () => {
+    for (const count of [1, 2, 3, 4, 7, 64]) {
+      const nic = new HandDevice(guest)
+      using driver = guest.attach(nic, { mapping: 'off' })
+      await driver.start()
+      driver.sendBatch(Array.from({ length: count }, () => frameOf(60)))
+      let flushed = false
+      void driver.flush().then(() => (flushed = true))
+      const queue = nic.queue(1)
+      let calls = 0
+      while (queue.next()) {
+        queue.complete(queue.chain.head, 0)
+        if (!queue.publish()) continue
+        calls++
+        nic.call(1)
+      }
+      await Promise.resolve()
+      await Promise.resolve()
+      expect(flushed).toBe(true)
+      expect(calls).toBeLessThanOrEqual(Math.ceil(Math.log2(count) / 2) + 2)
+    }
+  })
+
+  it('gives a frame back that it could not map as a whole', async () => {
+    const nic = new HandDevice(guest)
+    let left = Infinity
+    const dma: GuestDma = {
+      ...physicalDma,
+      mapPages: (page) => {
+        if (left-- === 0) throw new InvalidState('ERR_EXHAUSTED', 'no iova')
+        return page
+      },
+    }
+    using driver = guest.attach(nic, { mapping: 'off', dma, queueSize: 8 })
+    await driver.start()
+    for (const mapped of [0, 1, 7]) {
+      left = mapped
+      expect(() => driver.send(frameOf(30_000))).toThrow(/no iova/)
+    }
+    left = Infinity
+    expect(nic.queue(1).pending()).toBe(0)
+    expect(driver.send(frameOf(30_000))).toBe(true)
+    expect(nic.queue(1).pending()).toBe(1)
+    expect(driver.stats().sent).toBe(1)
   })
 
   it('one descriptor of the ring for a frame of many pages, where tables are indirect', async () => {

@@ -111,6 +111,19 @@ describe('QueueSubmitter', () => {
     }).toThrow(/stopped at invalidation descriptor 2 \(FSTS 0x10\)/)
   })
 
+  it('does not take the status of an earlier round for its own', () => {
+    const { unit, queue } = submitter()
+    for (let i = 0; i < 256; i++) {
+      queue.iotlbGlobal()
+      queue.submit()
+    }
+    unit.stopped = true
+    queue.iotlbGlobal()
+    expect(() => {
+      queue.submit()
+    }).toThrow(/stopped/)
+  })
+
   it('takes no more descriptors than there are slots', () => {
     const { queue } = submitter()
     for (let i = 0; i < 255; i++) queue.iotlbGlobal()

@@ -167,6 +167,17 @@ describe('TableBuilder', () => {
     expect(pages.freePages).toBe(before + 1)
   })
 
+  it('forgets a table that it gave back', () => {
+    const pages = new PageAllocator(memory)
+    const tables = new TableBuilder(memory, pages, 4)
+    tables.mapPage(512, 1, 3)
+    expect(tables.unmapPages(512, 512, true)).toBe(1)
+    const elsewhere = pages.allocate()
+    tables.mapPage(513, 2, 3)
+    expect(walk(tables.rootPage, 4, 513)?.gpaPage).toBe(2)
+    expect(elsewhere).toBeGreaterThan(0)
+  })
+
   it('refuses to cut a large leaf', () => {
     const tables = new TableBuilder(memory, new PageAllocator(memory), 4)
     tables.mapPages(512, 512, 512, 3, 2)

@@ -75,6 +75,13 @@ describe('DmaWindow', () => {
     expect(window.read(0, 3 * PAGE_SIZE - 1, back, 0, 2)).toBe(false)
   })
 
+  it('asks again for more than was granted before', () => {
+    const window = new DmaWindow(translatedView(memory, space(5, 5, 1, 1)))
+    expect(window.reach(5, 0, 1)).toBe(PAGE_SIZE)
+    expect(window.reach(5, 0, 2)).toBe(-1)
+    expect(window.reach(5, 0, 1)).toBe(PAGE_SIZE)
+  })
+
   it('refuses what lies beyond the last page', () => {
     const window = new DmaWindow(translatedView(memory, space(0, 2 ** 52 - 1, 0, 3)))
     expect(window.reach(2 ** 52 - 1, PAGE_SIZE, 1)).toBe(-1)

@@ -121,6 +121,29 @@ describe('SplitQueue, what it takes', () => {
   })
 })
 
+describe('SplitQueue, kicks', () => {
+  for (const eventIndex of [true, false]) {
+    it(`can be had for more chains than are left alone (event index ${eventIndex})`, () => {
+      const driver = new DriverQueue(memory, RING, { eventIndex })
+      const queue = device({ eventIndex })
+      const one = [{ address: 0x8000n, length: 1, writable: true }]
+      driver.add(one, 0)
+      driver.publish()
+      queue.disableKicks()
+      expect(queue.next()).toBe(true)
+      queue.putBack()
+      expect(queue.left).toBe(1)
+      expect(queue.enableKicks()).toBe(false)
+      expect(queue.enableKicks(queue.left)).toBe(true)
+      driver.add(one, 1)
+      expect(driver.publish()).toBe(true)
+      expect(queue.enableKicks(queue.left)).toBe(false)
+      expect([queue.next(), queue.next(), queue.next()]).toEqual([true, true, false])
+      expect(queue.left).toBe(0)
+    })
+  }
+})
+
 describe('SplitQueue, what it refuses', () => {
   it('a head past the table', () => {
     offer(SIZE)
