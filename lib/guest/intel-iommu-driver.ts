@@ -341,20 +341,22 @@ export class IntelIommuDriver implements GuestDma, Disposable {
     queue.submit()
   }
 
-  /** One submission, of the fewest naturally aligned blocks that are the run and no more. */
+  /** One submission (6.1: two), of the fewest aligned blocks that are the run and no more. */
   #invalidateRun(iovaPage: number, count: number): void {
     const unit = this.#unit
     if (unit === undefined) return
     const { queue, capabilities } = unit
+    const most = Math.max(capabilities.maxOrder, 0)
     const end = iovaPage + count
-    for (let page = iovaPage; page < end;) {
-      const order = blockOrder(page, end - page, capabilities.maxOrder)
+    if (capabilities.maxOrder < 0) queue.iotlbDomain(this.#domain)
+    for (let page = iovaPage; capabilities.maxOrder >= 0 && page < end;) {
+      const order = blockOrder(page, end - page, most)
       queue.iotlbPages(this.#domain, page, order, true)
       page += 2 ** order
     }
     if (this.#deviceTlb && this.#order === '6.1') queue.submit()
     for (let page = iovaPage; this.#deviceTlb && page < end;) {
-      const order = blockOrder(page, end - page, capabilities.maxOrder)
+      const order = blockOrder(page, end - page, most)
       queue.deviceTlb(this.#source, page, order)
       page += 2 ** order
     }

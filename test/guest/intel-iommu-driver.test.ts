@@ -1,77 +1,30 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { GiB, MiB, PAGE_SIZE, gpa, iova } from '../../lib/address'
-import type { AccessBits, Iova } from '../../lib/address'
+import type { Iova } from '../../lib/address'
 import { IntelIommuDriver } from '../../lib/guest/intel-iommu-driver'
-import type { After, IntelIommuDriverOptions } from '../../lib/guest/intel-iommu-driver'
-import { PageAllocator } from '../../lib/guest/page-allocator'
 import { IntelIommu } from '../../lib/iommu/intel/intel-iommu'
 import { PageTranslation } from '../../lib/memory/address-space'
-import type { AddressSpace, InvalidationSource } from '../../lib/memory/address-space'
 import { GuestMemory } from '../../lib/memory/guest-memory'
-
-const REQUESTER = '00:03.0'
-const SOURCE = 0x18
-
-let memory: GuestMemory
-let iommu: IntelIommu
-let space: AddressSpace
-let pages: PageAllocator
-let heard: { first: number; last: number; source: InvalidationSource }[]
+import {
+  Clock,
+  SOURCE,
+  driverOf,
+  fresh,
+  heard,
+  iommu,
+  memory,
+  pageAt,
+  pages,
+  setUp,
+  space,
+} from './iommu-guest'
 
 beforeEach(() => {
-  memory = GuestMemory.allocate(8 * MiB)
-  setUp(new IntelIommu(memory))
+  fresh()
 })
 afterEach(() => {
   memory.close()
 })
-
-function setUp(unit: IntelIommu): void {
-  iommu = unit
-  space = iommu.addressSpace(REQUESTER)
-  pages = new PageAllocator(memory)
-  heard = []
-  space.notify({
-    invalidate: (range, source) => {
-      heard.push({ first: Number(range.first >> 12n), last: Number(range.last >> 12n), source })
-    },
-  })
-}
-
-/** A clock that a test moves: callbacks run when it says so. */
-class Clock {
-  readonly running = new Set<() => void>()
-  readonly after: After = (milliseconds, callback) => {
-    expect(milliseconds).toBe(10)
-    const run = (): void => {
-      this.running.delete(run)
-      callback()
-    }
-    this.running.add(run)
-    return { [Symbol.dispose]: () => void this.running.delete(run) }
-  }
-
-  tick(): void {
-    for (const run of [...this.running]) run()
-  }
-}
-
-function driverOf(options: Partial<IntelIommuDriverOptions>): IntelIommuDriver {
-  const driver = new IntelIommuDriver(iommu, memory, {
-    requester: REQUESTER,
-    mode: 'strict',
-    pages,
-    ...options,
-  })
-  driver.enable()
-  heard.length = 0
-  return driver
-}
-
-function pageAt(page: number, wanted: AccessBits = 1): number | undefined {
-  const out = new PageTranslation()
-  return space.translatePage(page, wanted, out) ? out.gpaPage + page - out.firstPage : undefined
-}
 
 function gpaAt(at: Iova): bigint | undefined {
   const found = space.translate(at, 'none')
@@ -223,11 +176,12 @@ describe('static', () => {
 
   it('maps every region', () => {
     memory.close()
-    memory = GuestMemory.fromRegions([
-      { gpa: 0, bytes: 4 * MiB },
-      { gpa: 4 * GiB, bytes: 2 * MiB },
-    ])
-    setUp(new IntelIommu(memory))
+    fresh(
+      GuestMemory.fromRegions([
+        { gpa: 0, bytes: 4 * MiB },
+        { gpa: 4 * GiB, bytes: 2 * MiB },
+      ]),
+    )
     driverOf({ mode: 'static' })
     expect(leafAt(2 ** 20 + 17)).toBe(512)
     expect(pageAt(1024)).toBeUndefined()
