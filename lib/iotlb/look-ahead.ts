@@ -7,7 +7,7 @@
  * allegation: work is bounded by the ring's size and by a number of pages, and nothing is recorded
  * where the tables refuse. It takes no chain; those are the device's.
  */
-import { PAGE_SIZE } from '../address'
+import { LAST_PAGE, PAGE_SIZE } from '../address'
 import { Chain, SplitQueue } from '../virtio/split-queue'
 import type { DmaView } from '../virtio/dma-view'
 import type { RingAddresses } from '../virtio/ring-layout'
@@ -25,7 +25,7 @@ export interface Granter {
   prefetch(page: number): number
 }
 
-/** Pages granted in one run, at most: 64 chains of 64 KiB, or 1024 of one page. */
+/** Pages asked for in one run, granted or not: 64 chains of 64 KiB, or 1024 of one page. */
 const PAGES = 1024
 const INDEX_MASK = 0xffff
 /** Buffers of one chain that are looked at: a frame of 64 KiB in pages, and as much again. */
@@ -88,11 +88,60 @@ export class LookAhead {
 
   /** The pages from `page` on that `bytes` reach into. A gap ends it: the device will ask. */
   #pages(page: number, bytes: number): void {
-    const last = page + Math.floor((bytes - 1) / PAGE_SIZE)
-    for (let next = page; next <= last && this.#left > 0; this.#left--) {
+    const last = Math.min(LAST_PAGE, page + Math.floor((bytes - 1) / PAGE_SIZE))
+    for (let next = page; next <= last && this.#left > 0;) {
+      this.#left--
       const granted = this.#granter.prefetch(next)
       if (granted < 0) return
       next = granted + 1
+    }
+  }
+}
+
+/** A ring that is looked into, for as long as it runs. */
+export interface RingOutlook extends Disposable {
+  /**
+   * The driver kicked, and the device has not heard of it yet (look-ahead `on-kick`).
+   * @throws SystemError when the device refuses a grant
+   */
+  kicked(): void
+  /** Chains up to this free-running index are about to become visible; else as `kicked`. */
+  offering(availIndex: number): void
+}
+
+/** All rings of a device that are looked into. */
+export class Outlooks {
+  readonly #rings = new Set<LookAhead>()
+
+  constructor(
+    private readonly granter: Granter,
+    private readonly mode: LookAheadMode = 'on-miss',
+  ) {}
+
+  /** @see LookAhead for the arguments */
+  add(view: DmaView, ring: RingAddresses, availIndex: number): RingOutlook {
+    const ahead = new LookAhead(this.granter, view, ring, availIndex)
+    if (this.mode !== 'off') this.#rings.add(ahead)
+    return {
+      kicked: () => {
+        if (this.mode === 'on-kick') ahead.offered()
+      },
+      offering: (index) => {
+        if (this.mode === 'on-kick') ahead.upTo(index)
+      },
+      [Symbol.dispose]: () => void this.#rings.delete(ahead),
+    }
+  }
+
+  /** The device asked for something: grants what is offered by now. @param failed takes errors */
+  offered(failed: (error: unknown) => void): void {
+    if (this.#rings.size === 0) return
+    for (const ring of this.#rings) {
+      try {
+        ring.offered()
+      } catch (error) {
+        failed(error)
+      }
     }
   }
 }

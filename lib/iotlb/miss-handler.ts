@@ -25,49 +25,27 @@
 import { LAST_PAGE, pageOf } from '../address'
 import type { AccessBits, Iova, Range } from '../address'
 import { InvalidState } from '../errors'
-import type { AddressSpace, InvalidationSource, Notifier } from '../memory/address-space'
-import type { IotlbChannel } from './channel'
+import type { InvalidationSource, Notifier } from '../memory/address-space'
+import type { DmaView } from '../virtio/dma-view'
+import type { RingAddresses } from '../virtio/ring-layout'
 import { DeviceTable } from './device-table'
-import { LookAhead } from './look-ahead'
-import type { LookAheadMode } from './look-ahead'
+import { Outlooks } from './look-ahead'
+import type { RingOutlook } from './look-ahead'
 import { MissBatch } from './miss-batch'
+import type { MissHandlerOptions } from './miss-options'
 import { Reply } from './reply'
-import type { HostMemory } from './reply'
 import { exact } from './reply-policy'
 import type { ReplyPolicy } from './reply-policy'
 import type { Shadow } from './shadow'
 import { count, namedCounters, newCounters } from './stats'
 import type { MissStats } from './stats'
 import { Faults } from './unanswered'
-import type { FaultOptions, FaultPolicy, MissCause, UnansweredMiss } from './unanswered'
+import type { MissCause, UnansweredMiss } from './unanswered'
 import { WholeRanges } from './whole-ranges'
-import type { DmaView } from '../virtio/dma-view'
-import type { RingAddresses } from '../virtio/ring-layout'
 
+export type { RingOutlook } from './look-ahead'
+export type { MissHandlerOptions, MissPolicy } from './miss-options'
 export type { FaultPolicy } from './unanswered'
-
-/** What is left to choose. */
-export interface MissPolicy {
-  /** `exact` unless given. */
-  readonly reply?: ReplyPolicy | undefined
-  /** `'on-miss'` unless given. */
-  readonly lookAhead?: LookAheadMode | undefined
-  /** `'stall'` unless given. */
-  readonly fault?: FaultPolicy | undefined
-  /** Sends every INVALIDATE, also where the shadow knows that the device holds nothing. */
-  readonly paranoid?: boolean | undefined
-  /** Writes again what an INVALIDATE dropped beside its range, where the tables still grant it. */
-  readonly split?: boolean | undefined
-}
-
-export interface MissHandlerOptions extends MissPolicy, FaultOptions {
-  readonly channel: IotlbChannel
-  readonly addressSpace: AddressSpace
-  /** `GuestMemory`, or what finds host pages as it does. */
-  readonly memory: HostMemory
-  /** Takes the errors that come up while misses are answered; without it `handle()` throws. */
-  readonly onError?: (error: Error) => void
-}
 
 /** How often an answer is made anew because an invalidation came in while it was made. */
 const ATTEMPTS = 4
@@ -81,17 +59,6 @@ const ERRORS = 16
  */
 type Occasion = 'miss' | 'preload' | 'ahead'
 
-/** A ring that is looked into, for as long as it runs. */
-export interface RingOutlook extends Disposable {
-  /**
-   * The driver kicked, and the device has not heard of it yet (look-ahead `on-kick`).
-   * @throws SystemError when the device refuses a grant
-   */
-  kicked(): void
-  /** Chains up to this free-running index are about to become visible; else as `kicked`. */
-  offering(availIndex: number): void
-}
-
 export class MissHandler implements Notifier, Disposable {
   readonly #options: MissHandlerOptions
   readonly #policy: ReplyPolicy
@@ -103,8 +70,7 @@ export class MissHandler implements Notifier, Disposable {
   readonly #batch = new MissBatch()
   readonly #faults: Faults
   readonly #whole = new WholeRanges()
-  readonly #lookAhead: LookAheadMode
-  readonly #rings = new Set<LookAhead>()
+  readonly #outlooks: Outlooks
   readonly #subscriptions: readonly Disposable[]
   /** Counts invalidations, modulo 2^32. */
   readonly #epoch = new Uint32Array(1)
@@ -121,7 +87,7 @@ export class MissHandler implements Notifier, Disposable {
     const { channel, addressSpace, memory } = options
     this.#options = options
     this.#policy = options.reply ?? exact
-    this.#lookAhead = options.lookAhead ?? 'on-miss'
+    this.#outlooks = new Outlooks(this, options.lookAhead)
     this.#faults = new Faults(options)
     this.#table = new DeviceTable(channel, this.#counters)
     this.#reply = new Reply(addressSpace, memory, this.shadow, this.#counters)
@@ -199,8 +165,8 @@ export class MissHandler implements Notifier, Disposable {
   }
 
   /**
-   * Grants what the tables map at a page, if the device does not hold it: for one who looks ahead.
-   * Nothing is recorded where they refuse.
+   * Grants what the tables map at a page, if the device does not hold it and has room: for one who
+   * looks ahead. Nothing is recorded where they refuse.
    * @returns the last page that the device holds from `page` on without a gap, or -1
    * @throws SystemError when the device refuses
    */
@@ -209,7 +175,7 @@ export class MissHandler implements Notifier, Disposable {
     checkPages(page, page)
     const slot = this.#table.doubtful ? -1 : this.shadow.find(page)
     if (slot >= 0) return this.shadow.lastPage(slot)
-    if (!this.#grant(this.#aside, page, 0, 'ahead')) return -1
+    if (this.#crowded() || !this.#grant(this.#aside, page, 0, 'ahead')) return -1
     this.#counters[count.ahead]++
     return this.#aside.lastPage
   }
@@ -221,17 +187,7 @@ export class MissHandler implements Notifier, Disposable {
    * @returns what to tell of kicks and offers; disposing it ends the looking
    */
   lookInto(view: DmaView, ring: RingAddresses, availIndex: number): RingOutlook {
-    const ahead = new LookAhead(this, view, ring, availIndex)
-    if (this.#lookAhead !== 'off') this.#rings.add(ahead)
-    return {
-      kicked: () => {
-        if (this.#lookAhead === 'on-kick') ahead.offered()
-      },
-      offering: (index) => {
-        if (this.#lookAhead === 'on-kick') ahead.upTo(index)
-      },
-      [Symbol.dispose]: () => void this.#rings.delete(ahead),
-    }
+    return this.#outlooks.add(view, ring, availIndex)
   }
 
   /** Whether the device may use all pages of the range as wanted without asking. */
@@ -359,13 +315,7 @@ export class MissHandler implements Notifier, Disposable {
   #answerBatch(): void {
     const batch = this.#batch
     this.#turn[0]++
-    for (const ring of this.#rings) {
-      try {
-        ring.offered()
-      } catch (error) {
-        this.#keepError(error)
-      }
-    }
+    this.#outlooks.offered(this.#keepError)
     for (let i = 0; i < batch.size && !this.#closed; i++) {
       this.#answer(batch.page(i), batch.wanted(i))
     }
@@ -426,6 +376,12 @@ export class MissHandler implements Notifier, Disposable {
     if (this.#epoch[0] === epoch) return true
     this.#table.takeBack(firstPage, lastPage)
     return false
+  }
+
+  /** Whether a grant ahead would cost an entry that was granted since the last miss. */
+  #crowded(): boolean {
+    const { shadow } = this
+    return shadow.full && shadow.turn(shadow.oldest) === this.#turn[0]
   }
 
   /** Whether one entry of the device already says all that a reply would. */

@@ -36,9 +36,9 @@ interface Rig {
 }
 
 /** A ring at gpa 0, which its device reaches without an IOMMU; only buffers are behind one. */
-function rig(lookAhead: LookAheadMode, reply?: ReplyPolicy): Rig {
+function rig(lookAhead: LookAheadMode, reply?: ReplyPolicy, limit?: number): Rig {
   const ring = { size: SIZE, desc: 0n, avail: 0x1000n, used: 0x2000n }
-  const vhost = new FakeVhost()
+  const vhost = new FakeVhost(limit === undefined ? {} : { limit })
   const space = new FakeAddressSpace()
   const handler = new MissHandler({ channel: vhost, addressSpace: space, memory, lookAhead, reply })
   const driver = new DriverQueue(memory, ring, {
@@ -220,5 +220,31 @@ describe('a hostile ring', () => {
     made.driver.end(0)
     made.outlook.offering(made.driver.availIndex)
     expect(made.handler.stats().translations).toBeLessThanOrEqual(1024)
+  })
+
+  it('is bounded where nothing is granted, and at the end of the address space', () => {
+    const made = rig('on-kick')
+    for (let i = 0; i < 8; i++) {
+      made.driver.begin()
+      made.driver.segment(2 ** 52 - 1, 0, 4096, true)
+      for (let page = 0; page < 3; page++) made.driver.segment(page * 2, 0, 1, true)
+      made.driver.end(i)
+    }
+    made.outlook.offering(made.driver.availIndex)
+    // Four buffers and the indirect table of each chain.
+    expect(made.handler.stats()).toMatchObject({ translations: 40, updates: 0, unanswered: 0 })
+    expect(made.space.faults).toEqual([])
+  })
+})
+
+describe('a small table', () => {
+  it('is not filled over what was granted since the last miss', () => {
+    const made = rig('on-miss', undefined, 4)
+    offer(made, 0, 8)
+    made.driver.publish()
+    const access = made.vhost.access(byte(IOVA + 7), 'read')
+    made.vhost.settle()
+    expect(access.state).toBe('done')
+    expect(made.handler.stats()).toMatchObject({ evictions: 0, entries: 4 })
   })
 })
