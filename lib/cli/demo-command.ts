@@ -47,7 +47,8 @@ async function inVm({ mapping, kernel, json }: DemoOptions): Promise<number> {
   return status
 }
 
-function hostCan(): boolean {
+/** Root, and the nodes of vhost-net and of taps. */
+export function hostCan(): boolean {
   if (process.getuid?.() !== 0) return false
   try {
     for (const path of ['/dev/vhost-net', '/dev/net/tun']) {

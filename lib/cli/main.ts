@@ -5,6 +5,8 @@ import { join } from 'node:path'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { MAPPINGS, WHERES, demo } from './demo-command'
 import type { DemoOptions } from './demo-command'
+import { LOOK_AHEADS, PAGE_SIZES, l2fwd } from './l2fwd-command'
+import type { L2fwdOptions } from './l2fwd-command'
 import { examine, report, usable } from './doctor'
 import { vm } from './vm'
 import type { VmCommandOptions } from './vm'
@@ -38,6 +40,44 @@ program
   )
   .action(async (options: DemoOptions) => {
     process.exitCode = await demo(options)
+  })
+
+program
+  .command('l2fwd')
+  .description('forward frames between two taps in one process, and count the misses')
+  .addOption(where())
+  .addOption(
+    new Option('--mapping <mapping>', 'what the guest side maps')
+      .choices(MAPPINGS)
+      .default('static'),
+  )
+  .addOption(
+    new Option('--page-size <size>', 'static mapping: the largest pages to use')
+      .choices(PAGE_SIZES)
+      .default('2M'),
+  )
+  .addOption(
+    new Option('--look-ahead <when>', 'when to grant before the kernel asks')
+      .choices(LOOK_AHEADS)
+      .default('on-miss'),
+  )
+  .option('--merge <bytes>', 'largest reply; 0 answers each miss with its own page', wholeNumber)
+  .option('--queues <pairs>', 'pairs of queues of each port', integer, 1)
+  .option('--duration <seconds>', 'how long; without it, until interrupted', integer)
+  .option(
+    '--generate <rate>',
+    "frames a second into each tap by the kernel's pktgen; 0: all it can",
+    wholeNumber,
+  )
+  .addOption(kernel())
+  .option('--json', 'print one object, and nothing else, on standard output', false)
+  .addHelpText(
+    'after',
+    '\nExamples:\n  vhost-iotlb l2fwd --mapping static --page-size 1G --generate 0 --duration 10' +
+      '\n  vhost-iotlb l2fwd --mapping strict --look-ahead on-kick --generate 5000 --duration 10',
+  )
+  .action(async (options: L2fwdOptions) => {
+    process.exitCode = await l2fwd(options)
   })
 
 program
@@ -87,6 +127,14 @@ function kernel(): Option {
   return new Option('--kernel <line>', "the nested VM's kernel")
     .choices(['6.12', '6.1'])
     .default('6.12')
+}
+
+function wholeNumber(value: string): number {
+  const number = Number(value)
+  if (!/^\d+$/.test(value) || !Number.isSafeInteger(number)) {
+    throw new InvalidArgumentError('a whole number is needed')
+  }
+  return number
 }
 
 function integer(value: string): number {

@@ -1,0 +1,225 @@
+/**
+ * Layer-2 forwarding between two ports in one process: the experiment that asks how often the
+ * kernel has to ask. What comes in at one port goes out at the other, unchanged.
+ *
+ * A frame is copied once into a slot and once into a buffer of the other port; a burst that came
+ * with one call goes out with one kick.
+ */
+import { GiB, MiB } from '../address'
+import { NetDriver } from '../guest/net-driver'
+import type { Mapping } from '../guest/net-driver'
+import type { PageSize } from '../guest/intel-iommu-driver'
+import { IntelIommu } from '../iommu/intel/intel-iommu'
+import type { LookAheadMode } from '../iotlb/look-ahead'
+import { exact, merged } from '../iotlb/reply-policy'
+import { GuestMemory } from '../memory/guest-memory'
+import { Tap } from '../vhost/tap'
+import { VhostNet } from '../vhost/net'
+
+export interface PortOptions {
+  readonly mapping: Mapping
+  readonly pageSize: PageSize
+  readonly lookAhead: LookAheadMode
+  /** Largest reply in bytes; 0 answers each miss with its own page; default as `VhostNet`. */
+  readonly merge?: number
+  /** Pairs of queues of each port. */
+  readonly queues: number
+  /** Chains in each ring; default 256. */
+  readonly queueSize?: number
+}
+
+/** Sums over the ports. */
+export interface Figures {
+  /** Frames from the first port to the second, and back. */
+  readonly forwarded: readonly [number, number]
+  /** Frames for which the other port had no room. */
+  readonly dropped: number
+  readonly misses: number
+  readonly updates: number
+  readonly invalidates: number
+  readonly faults: number
+  /** Chains that the kernel completed. */
+  readonly chains: number
+}
+
+const REQUESTERS = ['00:03.0', '00:04.0'] as const
+/** Frames that go out with one kick, at most. */
+const BURST = 64
+/** The longest frame that comes without offloads. */
+const SLOT_BYTES = 2048
+
+/** Guest memory for one or more ports: as much as a leaf of the wanted size needs. */
+export function memoryFor({ mapping, pageSize }: PortOptions): GuestMemory {
+  return GuestMemory.allocate(mapping === 'static' && pageSize === '1G' ? GiB : 64 * MiB)
+}
+
+/** A tap with its device and driver. */
+export class Port implements Disposable {
+  readonly tap: Tap
+  readonly nic: VhostNet
+  readonly driver: NetDriver
+
+  constructor(memory: GuestMemory, iommu: IntelIommu, requester: string, options: PortOptions) {
+    const { mapping, pageSize, lookAhead, merge, queues, queueSize } = options
+    this.tap = Tap.open('fwd%d', { queues })
+    try {
+      this.nic = VhostNet.open({
+        memory,
+        addressSpace: iommu.addressSpace(requester),
+        backend: this.tap,
+        lookAhead,
+        ...(merge === undefined ? {} : { reply: merge === 0 ? exact : merged(merge) }),
+      })
+    } catch (error) {
+      this.tap.close()
+      throw error
+    }
+    this.driver = NetDriver.attach(this.nic, {
+      memory,
+      iommu,
+      mapping,
+      pageSize,
+      pairs: queues,
+      ...(queueSize === undefined ? {} : { queueSize }),
+    })
+  }
+
+  [Symbol.dispose](): void {
+    this.driver.close()
+    this.nic.close()
+    this.tap.close()
+  }
+}
+
+export class Forwarder implements Disposable {
+  readonly ports: readonly [Port, Port]
+  readonly #memory: GuestMemory
+  readonly #lanes: readonly [Lane, Lane]
+
+  /** @throws SystemError where the host refuses */
+  constructor(options: PortOptions) {
+    this.#memory = memoryFor(options)
+    const iommu = new IntelIommu(this.#memory)
+    const made: Port[] = []
+    try {
+      for (const requester of REQUESTERS) {
+        made.push(new Port(this.#memory, iommu, requester, options))
+      }
+    } catch (error) {
+      for (const port of made) port[Symbol.dispose]()
+      this.#memory.close()
+      throw error
+    }
+    const [first, second] = made
+    this.ports = [first, second]
+    this.#lanes = [new Lane(second.driver, options.queues), new Lane(first.driver, options.queues)]
+  }
+
+  async start(): Promise<void> {
+    for (const { driver } of this.ports) await driver.start()
+    for (const [i, { driver }] of this.ports.entries()) {
+      driver.onFrame(this.#lanes[i].take, { copy: false })
+    }
+  }
+
+  figures(): Figures {
+    const [there, back] = this.#lanes
+    const total = { misses: 0, updates: 0, invalidates: 0, faults: 0, chains: 0 }
+    for (const { nic } of this.ports) {
+      const stats = nic.stats()
+      total.misses += stats.misses
+      total.updates += stats.updates
+      total.invalidates += stats.invalidates
+      total.faults += stats.faults
+      total.chains += stats.chains
+    }
+    return {
+      forwarded: [there.forwarded, back.forwarded],
+      dropped: there.dropped + back.dropped,
+      ...total,
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const port of this.ports) port[Symbol.dispose]()
+    this.#memory.close()
+  }
+}
+
+export function difference(now: Figures, before: Figures): Figures {
+  return {
+    forwarded: [now.forwarded[0] - before.forwarded[0], now.forwarded[1] - before.forwarded[1]],
+    dropped: now.dropped - before.dropped,
+    misses: now.misses - before.misses,
+    updates: now.updates - before.updates,
+    invalidates: now.invalidates - before.invalidates,
+    faults: now.faults - before.faults,
+    chains: now.chains - before.chains,
+  }
+}
+
+/** Chains that needed no miss, 0 to 1. Exactly 1 only without any miss. */
+export function hitRate({ misses, chains }: Pick<Figures, 'misses' | 'chains'>): number {
+  return chains === 0 ? 0 : Math.max(0, 1 - misses / chains)
+}
+
+/** One direction: gathers the frames of a turn, and sends them together at its end. */
+class Lane {
+  forwarded = 0
+  dropped = 0
+  readonly #to: NetDriver
+  readonly #slots = Array.from({ length: BURST }, () => new Uint8Array(SLOT_BYTES))
+  /** What goes out: slots, or views of their beginnings. */
+  readonly #frames: Uint8Array[]
+  readonly #options: readonly { readonly pair: number }[]
+  readonly #partial: Uint8Array[] = []
+  #count = 0
+  #turn = 0
+  #scheduled = false
+
+  constructor(to: NetDriver, queues: number) {
+    this.#to = to
+    this.#frames = [...this.#slots]
+    this.#options = Array.from({ length: queues }, (_, pair) => ({ pair }))
+  }
+
+  readonly take = (frame: Uint8Array): void => {
+    const { length } = frame
+    if (length > SLOT_BYTES) {
+      this.dropped += 1
+      return
+    }
+    const at = this.#count++
+    // Traffic of one size makes no new views.
+    if (this.#frames[at].length !== length) this.#frames[at] = this.#slots[at].subarray(0, length)
+    this.#frames[at].set(frame)
+    if (this.#count === BURST) this.#send()
+    else if (!this.#scheduled) {
+      this.#scheduled = true
+      queueMicrotask(this.#flush)
+    }
+  }
+
+  readonly #flush = (): void => {
+    this.#scheduled = false
+    if (this.#count > 0) this.#send()
+  }
+
+  #send(): void {
+    const count = this.#count
+    this.#count = 0
+    const options = this.#options[this.#turn]
+    this.#turn = (this.#turn + 1) % this.#options.length
+    const sent = this.#to.sendBatch(this.#batch(count), options)
+    this.forwarded += sent
+    this.dropped += count - sent
+  }
+
+  #batch(count: number): readonly Uint8Array[] {
+    if (count === BURST) return this.#frames
+    const partial = this.#partial
+    partial.length = count
+    for (let i = 0; i < count; i++) partial[i] = this.#frames[i]
+    return partial
+  }
+}
