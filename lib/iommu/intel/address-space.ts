@@ -6,6 +6,7 @@
  */
 import { LAST_PAGE, accessBits, accessOf, iovaRange, pageOf } from '../../address'
 import type { Access, AccessBits, Gpa, Iova } from '../../address'
+import { InvalidState } from '../../errors'
 import { PageTranslation } from '../../memory/address-space'
 import type {
   AddressSpace,
@@ -13,9 +14,12 @@ import type {
   Fault,
   InvalidationSource,
   Notifier,
+  SharedTranslation,
   Translation,
 } from '../../memory/address-space'
 import { faultReason } from './faults'
+import { SHARED, SHARED_WORDS } from './shared-address-space'
+import type { IntelRefusal, SharedIntelState } from './shared-address-space'
 import { INTERRUPT_FIRST_PAGE, INTERRUPT_LAST_PAGE } from './translator'
 import type { Translator } from './translator'
 
@@ -49,6 +53,8 @@ export class IntelAddressSpace implements AddressSpace {
   #domain = NONE
   #pasid = NONE
   #generation = 0
+  /** How many hand out translations in other threads: under which domains is not known here. */
+  #twins = 0
 
   constructor(
     /** The 16-bit source id. */
@@ -111,14 +117,53 @@ export class IntelAddressSpace implements AddressSpace {
     return { [Symbol.dispose]: () => void this.#notifiers.delete(notifier) }
   }
 
+  /** @throws InvalidState ERR_UNSUPPORTED in QEMU's way, where not every change is told */
+  share(): SharedTranslation {
+    if (this.#qemu) {
+      throw new InvalidState(
+        'ERR_UNSUPPORTED',
+        "an IOMMU with compat: 'qemu' does not tell every change, so it cannot be shared",
+      )
+    }
+    const translator = this.#translator
+    const words = new Float64Array(new SharedArrayBuffer(8 * SHARED_WORDS))
+    const { source } = this
+    const data: SharedIntelState = { source, capabilities: translator.capabilities, words }
+    let shared = true
+    this.#twins++
+    return {
+      module: 'iommu/intel/shared-address-space',
+      export: 'openShared',
+      data,
+      publish: () => {
+        words[SHARED.enabled] = translator.enabled ? 1 : 0
+        words[SHARED.rootPage] = translator.rootPage
+        words[SHARED.mode] = translator.mode
+        words[SHARED.ats] = this.ats ? 1 : 0
+        words[SHARED.generation] = this.#generation
+      },
+      record: (refusal) => {
+        const { page, code, wanted, faultDisabled, reachedTables } = refusal as IntelRefusal
+        translator.faultDisabled = faultDisabled
+        translator.reachedTables = reachedTables
+        this.#report(this, page, code, wanted)
+      },
+      [Symbol.dispose]: () => {
+        if (shared) this.#twins--
+        shared = false
+      },
+    }
+  }
+
   /** Whether translations of the domain (and of the PASID, if one is given) may be held. */
   holds(domain: number, pasid?: number): boolean {
+    if (this.#twins > 0) return true
     if (this.#domain !== domain && this.#domain !== MANY) return false
     return pasid === undefined || this.holdsPasid(pasid)
   }
 
   holdsPasid(pasid: number): boolean {
-    return this.#pasid === pasid || this.#pasid === MANY
+    return this.#twins > 0 || this.#pasid === pasid || this.#pasid === MANY
   }
 
   /** Nothing was handed out that anybody could still hold. */

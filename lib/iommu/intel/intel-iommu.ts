@@ -206,8 +206,10 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
   }
 
   #setRootTable(): void {
+    const { qemu, addressWidth } = this.capabilities
     const rtaddr = this.#registers.get('RTADDR')
-    this.#translator.rootPage = RTADDR.field.RTA.in(rtaddr)
+    const page = RTADDR.field.RTA.in(rtaddr)
+    this.#translator.rootPage = qemu ? page % 2 ** (addressWidth - 12) : page
     this.#translator.mode = this.#tableMode(RTADDR.field.TTM.in(rtaddr))
     this.#setStatus(SRTP.mask(), true)
     this.#spaces.everything('context')

@@ -123,9 +123,11 @@ export class InvalidationQueue {
 
   /** GCMD.QIE from 0 to 1: a tail that is already set is run at once. */
   enable(): void {
+    const { qemu, addressWidth } = this.#has
     const iqa = this.#registers.get('IQA')
     this.#wide = this.#has.scalable && IQA.field.DW.in(iqa) === 1
-    this.#base = IQA.field.ADDR.in(iqa) * 4096
+    const page = IQA.field.ADDR.in(iqa)
+    this.#base = (qemu ? page % 2 ** (addressWidth - 12) : page) * 4096
     this.#entries = 2 ** (IQA.field.QS.in(iqa) + (this.#wide ? 7 : 8))
     this.#descriptor = new Uint32Array(this.#wide ? 8 : 4)
     this.#moveHead(0)

@@ -68,6 +68,10 @@ export class Translator {
     )
   }
 
+  get capabilities(): Capabilities {
+    return this.#has
+  }
+
   /** What the tables say of the requester now. */
   state(source: number): AddressSpaceState {
     if (!this.enabled) return 'off'
