@@ -80,7 +80,7 @@ export class VhostDevice implements Disposable {
   /**
    * Empties the IOTLB (K9). To be called before the rings are set: kernels since 6.12.114 forget
    * their addresses when ACCESS_PLATFORM changes (CVE-2026-97988).
-   * @throws SystemError EOPNOTSUPP for bits that are not offered
+   * @throws SystemError ENOTSUP for bits that are not offered
    */
   setFeatures(bits: bigint): void {
     this.#set('VHOST_SET_FEATURES', bits)
@@ -264,7 +264,7 @@ const IOCTL_HINTS: Readonly<Partial<Record<IoctlName, Hints>>> = {
     ENOMEM: 'no worker could be made: raise RLIMIT_NPROC or the limits of the cgroup',
   },
   VHOST_SET_FEATURES: {
-    EOPNOTSUPP: 'the kernel does not offer all of these bits',
+    ENOTSUP: 'the kernel does not offer all of these bits',
     EFAULT: 'the module was loaded with max_iotlb_entries=0',
   },
   VHOST_SET_MEM_TABLE: {
