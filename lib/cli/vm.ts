@@ -81,5 +81,6 @@ function printEach({ text }: VmProgress): void {
 
 /** Where standard error is kept, only what takes long or went wrong belongs into it. */
 function printRare(progress: VmProgress): void {
-  if (['fetching', 'fetched', 'boot-failed'].includes(progress.stage)) printEach(progress)
+  if (['fetching', 'fetched', 'boot-failed', 'packing'].includes(progress.stage))
+    printEach(progress)
 }

@@ -15,6 +15,10 @@ export interface Job {
   /** Mounted writable at its own path; everything else that is written stays in the guest's memory. */
   readonly projectDirectory: string
   readonly workingDirectory: string
+  /** Whether the root came with the image (`packed-root.ts`), instead of from the file server. */
+  readonly packed: boolean
+  /** Whether the file server may do everything to the host's files: whether root runs it. */
+  readonly ownsFiles: boolean
   /** Empty for an interactive shell. */
   readonly command: readonly string[]
   /** The whole environment. */
@@ -44,6 +48,10 @@ const RUN = '/run/vhost-iotlb'
 /**
  * Mounts the host's root under a layer in memory, and moves there. Everything is done with the shell
  * and the applets inside one busybox, so the archive holds nothing else.
+ *
+ * overlayfs opens the files below it with O_NOATIME, as whoever mounted it, if that is able to; the
+ * file server of an ordinary user may not do that to other people's files. So it is mounted there
+ * without the ability (CAP_FOWNER).
  */
 export const INIT_SCRIPT = `#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
@@ -74,14 +82,26 @@ read -r length <&7
 dd bs=1 count="$length" <&7 >/job 2>/dev/null
 . /settings
 
-mkdir -p /host /layer /new
-mount -t virtiofs host /host || fail 'cannot mount the root of the host'
-mount -t tmpfs layer /layer
-mkdir /layer/upper /layer/work
-mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work root /new ||
-  fail 'cannot lay memory over the root of the host'
+mkdir -p /host /new
+mount_host() {
+  mount -t virtiofs host /host || fail 'cannot mount the root of the host'
+  mount -t tmpfs layer /host/run
+  mkdir /host/run/upper /host/run/work /host/run/root
+  cp /bin/busybox /host/run/
+  [ "$owner" = 1 ] && unable= || unable='/usr/bin/setpriv --bounding-set=-fowner'
+  chroot /host $unable /run/busybox mount -t overlay root /run/root \
+    -o lowerdir=/,upperdir=/run/upper,workdir=/run/work ||
+    fail 'cannot lay memory over the root of the host'
+  mount --bind /host/run/root /new
+}
+if [ "$packed" = 1 ]; then
+  mount --bind /host /new
+  chroot /new /bin/busybox --install -s /bin
+else
+  mount_host
+fi
 mkdir -p "/new$project"
-mount --bind "/host$project" "/new$project" || fail "cannot mount $project"
+[ "$packed" = 1 ] || mount --bind "/host$project" "/new$project" || fail "cannot mount $project"
 mount -t proc proc /new/proc
 mount -t sysfs sysfs /new/sys
 mount -t devtmpfs dev /new/dev
@@ -102,6 +122,7 @@ port stdin >/new${RUN}/stdin
 port stdout >/new${RUN}/stdout
 port stderr >/new${RUN}/stderr
 umount /sys /proc
+[ "$packed" = 1 ] && exec /bin/busybox chroot /new ${RUN}/busybox sh ${RUN}/run-job
 exec /bin/busybox switch_root /new ${RUN}/busybox sh ${RUN}/run-job
 `
 
@@ -155,6 +176,8 @@ export function encodeJob(job: Job): Buffer {
   const { terminal } = job
   const settings = [
     `project=${quoted(job.projectDirectory)}`,
+    `packed=${job.packed ? 1 : 0}`,
+    `owner=${job.ownsFiles ? 1 : 0}`,
     `terminal=${terminal === undefined ? 0 : 1}`,
     `rows=${terminal?.rows ?? 0}`,
     `columns=${terminal?.columns ?? 0}`,

@@ -4,10 +4,10 @@
  * by its content's hash in the cache.
  */
 import { createHash } from 'node:crypto'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { closeSync, copyFileSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { entry } from './cache'
-import { cpioArchive, type CpioEntry } from './cpio'
+import { entry, unfinishedDirectory } from './cache'
+import { cpioArchive, cpioPieces, type CpioEntry } from './cpio'
 import { INIT_SCRIPT, RUN_JOB_SCRIPT } from './guest'
 import type { Kernel } from './kernel'
 import { BOOT_MODULES, modulesInOrder, NETWORK_MODULES, xzWith } from './modules'
@@ -51,6 +51,35 @@ export async function buildImage(
     writeFileSync(join(directory, 'image.cpio'), archive)
   })
   return { path: join(path, 'image.cpio'), built: made }
+}
+
+/**
+ * A copy of an image with more entries in it: the kernel unpacks one archive after the other.
+ * `remove` it after use.
+ */
+export function appendToImage(
+  cache: string,
+  image: string,
+  entries: Iterable<CpioEntry>,
+): { readonly path: string; remove: () => void } {
+  const directory = unfinishedDirectory(cache)
+  const remove = () => {
+    rmSync(directory, { recursive: true, force: true })
+  }
+  try {
+    const path = join(directory, 'image.cpio')
+    copyFileSync(image, path)
+    const target = openSync(path, 'a')
+    try {
+      for (const piece of cpioPieces(entries)) writeFileSync(target, piece)
+    } finally {
+      closeSync(target)
+    }
+    return { path, remove }
+  } catch (error) {
+    remove()
+    throw error
+  }
 }
 
 function file(path: string, content: Uint8Array, mode?: number): CpioEntry {

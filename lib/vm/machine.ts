@@ -36,10 +36,12 @@ export interface MachineSettings {
 /** How a boot ended. `output` is what the kernel and the programs last said. */
 export type Ending =
   | { readonly how: 'result'; readonly result: JobResult }
-  | { readonly how: 'time-limit' | 'aborted' | 'never-booted' | 'died'; readonly output: string }
+  | { readonly how: Failure; readonly output: string }
+
+type Failure = 'time-limit' | 'aborted' | 'no-file-server' | 'never-booted' | 'died'
 
 /** In the order of `CHANNELS`, from the first number after the standard three. */
-const DESCRIPTORS: Descriptors = {
+const DESCRIPTORS = {
   console: 3,
   control: 4,
   status: 5,
@@ -47,7 +49,7 @@ const DESCRIPTORS: Descriptors = {
   stdout: 7,
   stderr: 8,
   files: 9,
-}
+} satisfies Descriptors
 const CHANNELS = ['console', 'control', 'status', 'stdin', 'stdout', 'stderr'] as const
 
 /** Boots, runs the job and leaves no process behind, however it ends. */
@@ -60,7 +62,7 @@ class Machine {
   readonly ending: Promise<Ending>
 
   readonly #settings: MachineSettings
-  readonly #files: FileServer
+  readonly #files: FileServer | undefined
   readonly #qemu: ChildProcess
   readonly #closers: (() => void)[] = []
   readonly #received = { stdout: 0, stderr: 0 }
@@ -71,9 +73,9 @@ class Machine {
 
   constructor(settings: MachineSettings) {
     this.#settings = settings
-    this.#files = startFileServer(settings.tools)
+    this.#files = settings.job.packed ? undefined : startFileServer(settings.tools)
     this.#qemu = this.#startQemu()
-    this.#listen(this.#files.process.stderr)
+    if (this.#files !== undefined) this.#listen(this.#files.process.stderr)
     this.#listen(this.#qemu.stderr)
     this.#watchConsole()
     this.#watchStatus()
@@ -86,46 +88,53 @@ class Machine {
 
   #startQemu(): ChildProcess {
     const { tools, accelerator, cpus, memoryMiB, kernel, image, job } = this.#settings
+    const { files, ...others } = DESCRIPTORS
     const args = qemuArguments({
       ...{ accelerator, cpus, memoryMiB, kernel, image },
-      descriptors: DESCRIPTORS,
+      descriptors: job.packed ? others : { ...others, files },
       terminal: job.terminal !== undefined,
     })
     const [program, ...rest] = [...DIES_WITH_PARENT, tools.qemu, ...tools.qemuOptions, ...args]
-    const { connection } = this.#files
+    const connection = this.#files?.connection ?? 'ignore'
     const qemu = spawn(program, rest, {
       stdio: ['ignore', 'ignore', 'pipe', ...CHANNELS.map(() => 'pipe' as const), connection],
       env: { ...process.env, ...tools.env },
       // A Ctrl-C at the terminal is for this process, which takes QEMU along.
       detached: true,
     })
-    connection.destroy()
+    this.#files?.connection.destroy()
     return qemu
   }
 
-  /** Both processes have ended and what they wrote has been read. */
+  /** All processes have ended and what they wrote has been read. */
   async #untilGone(): Promise<Ending> {
-    const closed = (child: ChildProcess) =>
-      new Promise<void>((resolve) => {
-        const ended = () => {
-          this.#end(this.#booted ? 'died' : 'never-booted')
-        }
-        child.on('error', (error) => {
-          this.#said += `${error.message}\n`
-          ended()
-          resolve()
-        })
-        child.on('exit', ended)
-        child.on('close', () => {
-          resolve()
-        })
-      })
-    await Promise.all([closed(this.#qemu), closed(this.#files.process)])
+    const gone = [this.#closed(this.#qemu, 'never-booted')]
+    if (this.#files !== undefined) gone.push(this.#closed(this.#files.process, 'no-file-server'))
+    await Promise.all(gone)
     if (this.#decided === 'result' && this.#result !== undefined) {
       return { how: 'result', result: this.#result }
     }
     const how = this.#decided === undefined || this.#decided === 'result' ? 'died' : this.#decided
     return { how, output: lastLines(this.#said.replaceAll('\r', ''), 40) }
+  }
+
+  /** @param early what it means if this process fails before the guest is up */
+  #closed(child: ChildProcess, early: Failure): Promise<void> {
+    return new Promise((resolve) => {
+      child.on('error', (error) => {
+        this.#said += `${error.message}\n`
+        this.#end(early)
+        resolve()
+      })
+      child.on('exit', (code) => {
+        // The file server ends well when QEMU leaves.
+        const reason = code === 0 ? 'never-booted' : early
+        this.#end(this.#booted ? 'died' : reason)
+      })
+      child.on('close', () => {
+        resolve()
+      })
+    })
   }
 
   /** The first reason counts; the processes are killed for any. */
@@ -138,7 +147,7 @@ class Machine {
     const channels = unread ? CHANNELS : (['control', 'stdin'] as const)
     for (const name of channels) this.#channel(name).destroy()
     this.#qemu.kill('SIGKILL')
-    this.#files.process.kill('SIGKILL')
+    this.#files?.process.kill('SIGKILL')
   }
 
   #channel(name: (typeof CHANNELS)[number]): Duplex {

@@ -13,8 +13,8 @@ export interface Descriptors {
   readonly stdin: number
   readonly stdout: number
   readonly stderr: number
-  /** The connection to the virtiofs server. */
-  readonly files: number
+  /** The connection to the virtiofs server, if there is one. */
+  readonly files?: number
 }
 
 export interface QemuSettings {
@@ -61,11 +61,7 @@ export function qemuArguments(settings: QemuSettings): string[] {
     ...['-display', 'none', '-machine', 'q35'],
     ...['-accel', kvm ? 'kvm' : 'tcg,thread=multi', '-cpu', kvm ? 'host' : TCG_CPU],
     ...['-smp', String(cpus), '-m', `${memoryMiB}M`],
-    // The file server maps the guest's memory, which must therefore be shared.
-    ...['-object', `memory-backend-memfd,id=memory,size=${memoryMiB}M,share=on`],
-    ...['-numa', 'node,memdev=memory'],
-    ...socketChannel('files', descriptors.files),
-    ...['-device', 'vhost-user-fs-pci,chardev=files,tag=host,queue-size=1024'],
+    ...(descriptors.files === undefined ? [] : files(descriptors.files, memoryMiB)),
     ...socketChannel('console', descriptors.console),
     ...['-serial', 'chardev:console'],
     ...['-device', 'virtio-serial-pci,max_ports=8'],
@@ -76,6 +72,16 @@ export function qemuArguments(settings: QemuSettings): string[] {
     // Last: the guest takes its presence as a sign that the others are there.
     ...port('stderr', descriptors.stderr),
     ...['-kernel', settings.kernel, '-initrd', settings.image, '-append', kernelArguments()],
+  ]
+}
+
+function files(descriptor: number, memoryMiB: number): string[] {
+  return [
+    // The file server maps the guest's memory, which must therefore be shared.
+    ...['-object', `memory-backend-memfd,id=memory,size=${memoryMiB}M,share=on`],
+    ...['-numa', 'node,memdev=memory'],
+    ...socketChannel('files', descriptor),
+    ...['-device', 'vhost-user-fs-pci,chardev=files,tag=host,queue-size=1024'],
   ]
 }
 

@@ -8,14 +8,16 @@ import { constants as osConstants } from 'node:os'
 import { Writable, type Readable } from 'node:stream'
 import { defaultCacheDirectory } from './cache'
 import type { Job, JobResult, TerminalSize } from './guest'
+import { appendToImage } from './image'
 import { KERNEL_LINES, type KernelLine } from './kernel'
 import { runMachine, type Ending, type MachineStage } from './machine'
+import { packageDirectory, packedRoot } from './packed-root'
 import { prepare, type Prepared, type PrepareStage } from './prepare'
 import { searchPath } from './process'
 import type { Accelerator } from './qemu-arguments'
 import { VmError } from './vm-error'
 
-export type VmStage = PrepareStage | 'boot' | 'boot-failed' | MachineStage
+export type VmStage = PrepareStage | 'boot' | 'boot-failed' | 'packing' | MachineStage
 
 export interface VmProgress {
   readonly stage: VmStage
@@ -51,6 +53,13 @@ export interface VmOptions {
   readonly terminal?: TerminalSize
   /** Kernel modules to insert beside those for tun, tap, veth and vhost-net. */
   readonly modules?: readonly string[]
+  /**
+   * 'served': the guest sees all of the host's files, and copies where the host cannot serve them;
+   * 'copied': only the programs and directories that the command needs, and no write comes back.
+   * 'served' if left out.
+   */
+  readonly files?: 'served' | 'copied'
+  /** Where kernels, tools and images are kept; `vhost-iotlb` in the user's cache if left out. */
   readonly cacheDirectory?: string
   readonly signal?: AbortSignal
   readonly onProgress?: (progress: VmProgress) => void
@@ -94,13 +103,14 @@ export async function runInVm(options: VmOptions): Promise<VmResult> {
   })
   const stdout = outputTo(options.stdout ?? 'inherit', process.stdout)
   const stderr = outputTo(options.stderr ?? 'inherit', process.stderr)
-  const boot = (accelerator: Accelerator) => {
+  const boot = (accelerator: Accelerator, packedImage?: string) => {
     report('boot', `booting Linux ${prepared.kernel.release} (${accelerator}, ${cpus} CPUs)`)
     return runMachine({
-      ...machineFiles(prepared),
+      ...{ tools: prepared.tools, kernel: prepared.kernel.image },
+      image: packedImage ?? prepared.image,
       ...{ accelerator, cpus, memoryMiB, timeoutSeconds },
       ...{ stdin: options.stdin, stdout: stdout.stream, stderr: stderr.stream },
-      job: jobOf(options),
+      job: jobOf(options, packedImage !== undefined),
       bootSeconds: BOOT_SECONDS[accelerator],
       signal: options.signal,
       onStage: (stage) => {
@@ -108,7 +118,17 @@ export async function runInVm(options: VmOptions): Promise<VmResult> {
       },
     })
   }
-  const ending = await bootTwice(boot, report)
+  let ending: Ending | undefined
+  if (options.files !== 'copied') ending = await bootTwice(boot, report)
+  if (ending === undefined || ending.how === 'no-file-server') {
+    report('packing', packingText(ending))
+    const packed = await packedImage(cache, prepared, options, memoryMiB)
+    try {
+      ending = await bootTwice((accelerator) => boot(accelerator, packed.path), report)
+    } finally {
+      packed.remove()
+    }
+  }
   const result = resultOf(ending)
   const captured = { stdout: stdout.captured(), stderr: stderr.captured() }
   return { ...result, ...captured, release: prepared.kernel.release }
@@ -125,6 +145,13 @@ const MACHINE_TEXT: Readonly<Record<MachineStage, string>> = {
   init: 'the kernel is up',
   modules: 'modules are in',
   command: 'the command starts',
+}
+
+function packingText(failed: Exclude<Ending, { how: 'result' }> | undefined): string {
+  const what = 'copying the files that the command needs; what it writes is lost'
+  return failed === undefined
+    ? what
+    : `this host cannot serve its files, so ${what} (${failed.output})`
 }
 
 /** One more try for a boot that dies early; where hardware virtualisation failed, without it. */
@@ -159,6 +186,7 @@ function resultOf(ending: Ending): Pick<VmResult, 'status' | 'signal' | 'timedOu
       return { status: TIME_LIMIT_STATUS, signal: null, timedOut: true }
     case 'aborted':
       throw new VmError('ERR_VM_ABORTED', 'the VM was ended by its AbortSignal')
+    case 'no-file-server':
     case 'never-booted':
       throw new VmError('ERR_VM_BOOT', 'the kernel did not come up, twice; it said:', ending.output)
     case 'died':
@@ -171,11 +199,24 @@ function signalName({ signal }: JobResult): NodeJS.Signals | null {
   return names.find(([, number]) => number === signal)?.[0] ?? null
 }
 
-function machineFiles({ tools, kernel, image }: Prepared) {
-  return { tools, kernel: kernel.image, image }
+/** An image with a root of its own, as large as half of the guest's memory at most. */
+async function packedImage(
+  cache: string,
+  prepared: Prepared,
+  options: VmOptions,
+  memoryMiB: number,
+): Promise<{ readonly path: string; remove: () => void }> {
+  const root = await packedRoot({
+    command: options.command,
+    path: searchPath((options.env ?? process.env)['PATH']),
+    busybox: prepared.tools.busybox,
+    directories: [realpathSync(options.projectDirectory), packageDirectory()],
+    limitBytes: memoryMiB * 2 ** 19,
+  })
+  return appendToImage(cache, prepared.image, root)
 }
 
-function jobOf(options: VmOptions): Job {
+function jobOf(options: VmOptions, packed: boolean): Job {
   const projectDirectory = realpathSync(options.projectDirectory)
   const given = Object.entries(options.env ?? process.env)
   const env = Object.fromEntries(
@@ -184,6 +225,8 @@ function jobOf(options: VmOptions): Job {
   return {
     projectDirectory,
     workingDirectory: realpathSync(options.workingDirectory ?? projectDirectory),
+    packed,
+    ownsFiles: process.getuid?.() === 0,
     command: options.command,
     env: { ...env, PATH: searchPath(env['PATH']) },
     ...(options.terminal === undefined ? {} : { terminal: options.terminal }),
@@ -210,6 +253,9 @@ function checked(options: VmOptions) {
   }
   const memoryMiB = inRange('memoryMiB', options.memoryMiB ?? 2048, 512, 1 << 20)
   const cpus = inRange('cpus', options.cpus ?? 2, 1, 64)
+  const projectDirectory = realpathSync(options.projectDirectory)
+  // It would lie over the layer that keeps the guest's writes from the host.
+  if (projectDirectory === '/') throw new RangeError('the project directory cannot be /')
   const timeoutSeconds = inRange('timeoutSeconds', options.timeoutSeconds ?? 600, 1, 86_400)
   return { line, memoryMiB, cpus, timeoutSeconds }
 }

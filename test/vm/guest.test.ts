@@ -3,7 +3,14 @@ import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { decodeResult, encodeJob, INIT_SCRIPT, RUN_JOB_SCRIPT, type Job } from '../../lib/vm/guest'
 
-const JOB: Job = { projectDirectory: '/', workingDirectory: '/', command: ['true'], env: {} }
+const JOB: Job = {
+  projectDirectory: '/',
+  workingDirectory: '/',
+  packed: false,
+  ownsFiles: true,
+  command: ['true'],
+  env: {},
+}
 
 /** The scripts of a job, each after a line with its length in bytes. */
 function blocks(encoded: Buffer): string[] {

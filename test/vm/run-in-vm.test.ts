@@ -3,7 +3,7 @@ import { searchPath } from '../../lib/vm/process'
 import { runInVm, type VmOptions } from '../../lib/vm/run-in-vm'
 import { isStatic } from '../../lib/vm/tools'
 
-const OPTIONS: VmOptions = { command: ['true'], projectDirectory: '/' }
+const OPTIONS: VmOptions = { command: ['true'], projectDirectory: '/usr' }
 
 describe('runInVm', () => {
   it.each([
@@ -11,6 +11,7 @@ describe('runInVm', () => {
     { memoryMiB: 1024.5 },
     { cpus: 0 },
     { timeoutSeconds: 0 },
+    { projectDirectory: '/' },
     { kernel: '6.6' as '6.12' },
   ])('refuses %j before it does anything', async (wrong) => {
     await expect(runInVm({ ...OPTIONS, ...wrong })).rejects.toThrow(RangeError)

@@ -1,12 +1,15 @@
 import { spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
+import { defaultCacheDirectory } from '../../lib/vm/cache'
 import { processesWith, within } from './traces'
 
 const root = new URL('../..', import.meta.url).pathname
 const main = join(root, 'dist/cli/main.js')
 const SECONDS = 1000
+/** Kept, while the shell finds no start-up files of the user's. */
+const CACHE = dirname(defaultCacheDirectory())
 
 beforeAll(() => {
   if (!existsSync(main)) throw new Error(`${main} is missing: run the build first`)
@@ -16,7 +19,10 @@ beforeAll(() => {
 function start(program: string, args: readonly string[]) {
   const mark = `VHOST_IOTLB_CLI_TEST=${process.pid}-${Math.random()}`
   const [name, value] = mark.split('=')
-  const child = spawn(program, args, { cwd: root, env: { ...process.env, [name]: value } })
+  const child = spawn(program, args, {
+    cwd: root,
+    env: { ...process.env, HOME: '/nowhere', XDG_CACHE_HOME: CACHE, [name]: value },
+  })
   const said = { all: '' }
   child.stdout.on('data', (chunk: Buffer) => (said.all += chunk.toString()))
   child.stderr.on('data', (chunk: Buffer) => (said.all += chunk.toString()))

@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -121,6 +121,17 @@ describe('a command in the VM', () => {
 
   it('leaves no process behind, though the command left one', () => {
     expect(processesWith(MARK)).toEqual([])
+  })
+})
+
+describe('a command on copied files', () => {
+  it('runs with the project and node, and writes nothing to the host', async () => {
+    writeFileSync(join(directory, 'script.js'), 'console.log(process.version); process.exit(5)')
+    const command = ['sh', '-c', 'ls /dev/vhost-net && echo lost >lost && node script.js']
+    const result = await runInVm({ ...options(command), kernel: '6.1', files: 'copied' })
+    expect(result.stdout.split('\n')).toEqual(['/dev/vhost-net', process.version, ''])
+    expect(result.status).toBe(5)
+    expect(readdirSync(directory)).not.toContain('lost')
   })
 })
 
