@@ -7,6 +7,8 @@ import { MAPPINGS, WHERES, demo } from './demo-command'
 import type { DemoOptions } from './demo-command'
 import { LOOK_AHEADS, PAGE_SIZES, l2fwd } from './l2fwd-command'
 import type { L2fwdOptions } from './l2fwd-command'
+import { bench } from './bench-command'
+import type { BenchOptions } from './bench-command'
 import { examine, report, usable } from './doctor'
 import { vm } from './vm'
 import type { VmCommandOptions } from './vm'
@@ -78,6 +80,25 @@ program
   )
   .action(async (options: L2fwdOptions) => {
     process.exitCode = await l2fwd(options)
+  })
+
+program
+  .command('bench')
+  .description('measure it all side by side, against other means and against the targets')
+  .addOption(where())
+  .addOption(kernel())
+  .option('--quick', 'a minute and a half instead of ten; figures are rougher', false)
+  .option('--only <section...>', 'these sections, such as modes, out, in, forward, miss')
+  .option('--keep', "write the results into the repository's vm-tests/bench", false)
+  .option('--json', 'print one object, and nothing else, on standard output', false)
+  .addOption(new Option('--part').hideHelp())
+  .addOption(new Option('--programs <directory>').hideHelp())
+  .addHelpText(
+    'after',
+    '\nExamples:\n  vhost-iotlb bench --quick\n  vhost-iotlb bench --json | jq .targets',
+  )
+  .action(async (options: BenchOptions) => {
+    process.exitCode = await bench(options)
   })
 
 program

@@ -1,0 +1,76 @@
+/** What the bench measures, one after another in rounds: something that runs for a time. */
+import { readFileSync } from 'node:fs'
+import { combined } from './bench-figures'
+import type { Missing, Row, Sample, Section } from './bench-figures'
+
+export interface Contestant {
+  readonly section: Section
+  readonly name: string
+  readonly note?: string
+  /** Measures for about so many milliseconds. */
+  run(ms: number): Promise<Sample>
+}
+
+export interface Measured {
+  readonly rows: Row[]
+  readonly missing: Missing[]
+}
+
+/** Every contestant once in each round, so that a change of the machine's mood meets them all. */
+export async function interleaved(
+  contestants: readonly Contestant[],
+  { rounds, ms }: { readonly rounds: number; readonly ms: number },
+  say: (line: string) => void,
+): Promise<Measured> {
+  const samples = new Map<Contestant, Sample[]>(contestants.map((each) => [each, []]))
+  const missing: Missing[] = []
+  for (let round = 0; round < rounds; round++) {
+    for (const [contestant, mine] of samples) {
+      const { section, name } = contestant
+      try {
+        mine.push(await contestant.run(ms))
+        say(`${section}: ${name}${rounds > 1 ? `, round ${round + 1} of ${rounds}` : ''}`)
+      } catch (error) {
+        samples.delete(contestant)
+        const reason = error instanceof Error ? error.message : String(error)
+        missing.push({ name: `${section}: ${name}`, reason })
+        say(`${section}: ${name} is not measured: ${reason}`)
+      }
+    }
+  }
+  const rows = [...samples].map(([{ section, name, note }, mine]) => ({
+    ...{ section, name, figures: combined(mine) },
+    ...(note === undefined ? {} : { note }),
+  }))
+  return { rows, missing }
+}
+
+export interface Counters {
+  /** Frames that came out of the tap: written by its owner. */
+  readonly out: number
+  readonly outBytes: number
+  /** Frames that went in: read by its owner. */
+  readonly in: number
+}
+
+/** The kernel's own counts, the same for whoever moves the frames. */
+export function counters(name: string): Counters {
+  const line = readFileSync('/proc/net/dev', 'latin1')
+    .split('\n')
+    .find((each) => each.trimStart().startsWith(`${name}:`))
+  if (line === undefined) throw new Error(`no interface ${name}`)
+  // Documentation of /proc/net/dev: eight fields received, then eight transmitted.
+  const fields = line
+    .slice(line.indexOf(':') + 1)
+    .trim()
+    .split(/\s+/)
+    .map(Number)
+  return { outBytes: fields[0], out: fields[1], in: fields[9] }
+}
+
+/** To nobody, in an Ethernet type for experiments. */
+export function frameOf(bytes: number): Uint8Array {
+  const frame = new Uint8Array(bytes)
+  frame.set([2, 0, 0, 0, 0, 0x12, 2, 0, 0, 0, 0, 0x11, 0x88, 0xb5])
+  return frame
+}

@@ -1,0 +1,118 @@
+/** All of the bench, in its order: first what needs vhost-net, then what does not. */
+import { heapContestants, memoryContestants, walkContestants } from './bench-alone'
+import { interleaved } from './bench-contestant'
+import type { Contestant, Measured } from './bench-contestant'
+import type { Missing, Row } from './bench-figures'
+import { cFloor, mappingContestants, missContestants } from './bench-miss'
+import { cLoops, nodeFs, testpmd } from './bench-peers'
+import { growthContestants, longForward, modeContestants, ours } from './bench-ports'
+import { hasPktgen } from './pktgen'
+
+export interface BenchPlan {
+  /** Fewer rounds, shorter ones. */
+  readonly quick: boolean
+  /** Sections to measure, or none for all; `hits` brings the heap of forwarding with it. */
+  readonly only: readonly string[]
+  /** Where the compiled programs are; undefined without a compiler. */
+  readonly programs: string | undefined
+}
+
+interface Effort {
+  readonly rounds: number
+  readonly ms: number
+  readonly questions: number
+  readonly packets: number
+  readonly limitMs: number
+}
+
+const FULL: Effort = { rounds: 3, ms: 700, questions: 2000, packets: 1e6, limitMs: 120_000 }
+const QUICK: Effort = { rounds: 1, ms: 300, questions: 200, packets: 20_000, limitMs: 5_000 }
+const WALKS = 2_000_000
+const HEAP_PACKETS = { full: 1_000_000, quick: 100_000 } as const
+/** Sections whose frames come from the kernel's generator. */
+const NEED_TRAFFIC = ['in', 'forward', 'hits']
+
+/** What needs root, taps and vhost-net. */
+export async function benchWithVhost(
+  plan: BenchPlan,
+  say: (line: string) => void,
+): Promise<Measured> {
+  const effort = plan.quick ? QUICK : FULL
+  const { programs } = plan
+  const floor = programs === undefined ? [] : cFloor(programs, effort.questions)
+  const groups: readonly (readonly Contestant[])[] = [
+    modeContestants(),
+    [...(programs === undefined ? [] : cLoops(programs)), ...nodeFs, ...testpmd, ...oursAll()],
+    [...floor, ...missContestants(effort.questions), ...mappingContestants(effort.questions)],
+    growthContestants(),
+    memoryContestants,
+  ]
+  const rows: Row[] = []
+  const missing: Missing[] = []
+  if (programs === undefined) {
+    missing.push({ name: 'rows in C', reason: 'no sources, or no gcc: apt-get install gcc' })
+  }
+  for (const group of groups) {
+    const wanted = group.filter(({ section }) => wants(plan, section))
+    const { possible, without } = withTraffic(wanted)
+    missing.push(...without)
+    const measured = await interleaved(possible, effort, say)
+    rows.push(...measured.rows)
+    missing.push(...measured.missing)
+  }
+  if (wants(plan, 'hits')) {
+    const long = await hits(effort, say)
+    rows.push(...long.rows)
+    missing.push(...long.missing)
+  }
+  return { rows, missing }
+}
+
+/** What the host can do itself, without an emulated processor under it. */
+export async function benchAlone(plan: BenchPlan, say: (line: string) => void): Promise<Measured> {
+  const packets = plan.quick ? HEAP_PACKETS.quick : HEAP_PACKETS.full
+  const contestants = [...walkContestants(WALKS, plan.programs), ...heapContestants(packets)]
+  const wanted = contestants.filter(({ section }) => wants(plan, section))
+  return interleaved(wanted, { rounds: plan.quick ? 1 : 3, ms: 0 }, say)
+}
+
+function oursAll(): readonly Contestant[] {
+  return Object.values(ours)
+}
+
+function wants({ only }: BenchPlan, section: string): boolean {
+  return only.length === 0 || only.includes(section)
+}
+
+function withTraffic(contestants: readonly Contestant[]): {
+  readonly possible: readonly Contestant[]
+  readonly without: readonly Missing[]
+} {
+  if (hasPktgen()) return { possible: contestants, without: [] }
+  const needing = contestants.filter(({ section }) => NEED_TRAFFIC.includes(section))
+  return {
+    possible: contestants.filter((each) => !needing.includes(each)),
+    without: needing.map(({ section, name }) => ({
+      name: `${section}: ${name}`,
+      reason: 'no /proc/net/pktgen: modprobe pktgen',
+    })),
+  }
+}
+
+async function hits(effort: Effort, say: (line: string) => void): Promise<Measured> {
+  const rows: Row[] = []
+  const missing: Missing[] = []
+  for (const size of ['1G', '2M'] as const) {
+    const name = `static ${size}`
+    try {
+      const { hits, heap } = await longForward(size, effort.packets, effort.limitMs)
+      rows.push({ section: 'hits', name, figures: hits })
+      if (size === '1G') rows.push({ section: 'heap', name: 'forwarding', figures: heap })
+      say(`hits: ${name}`)
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error)
+      missing.push({ name: `hits: ${name}`, reason })
+    }
+  }
+  return { rows, missing }
+}
