@@ -28,7 +28,7 @@ export async function interleaved(
     for (const [contestant, mine] of samples) {
       const { section, name } = contestant
       try {
-        mine.push(await contestant.run(ms))
+        mine.push(finite(await contestant.run(ms)))
         say(`${section}: ${name}${rounds > 1 ? `, round ${round + 1} of ${rounds}` : ''}`)
       } catch (error) {
         samples.delete(contestant)
@@ -43,6 +43,14 @@ export async function interleaved(
     ...(note === undefined ? {} : { note }),
   }))
   return { rows, missing }
+}
+
+/** @throws RangeError for what is no figure, such as a share of nothing */
+function finite(sample: Sample): Sample {
+  for (const [name, value] of Object.entries(sample)) {
+    if (!Number.isFinite(value)) throw new RangeError(`${name} is ${value}`)
+  }
+  return sample
 }
 
 export interface Counters {

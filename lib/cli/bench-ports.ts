@@ -208,15 +208,17 @@ export async function longForward(
   const [first] = forwarder.ports
   return await withTraffic(first.tap.name, async () => {
     const done = (): number => forwarder.figures().forwarded[0]
-    const end = performance.now() + limitMs
-    while (done() < packets / 10 && performance.now() < end) await sleep(50)
+    const warm = performance.now() + limitMs / 4
+    while (done() < packets / 10 && performance.now() < warm) await sleep(50)
     using heap = new HeapWatch()
     const before = forwarder.figures()
     const started = performance.now()
+    const end = started + limitMs
     while (done() - before.forwarded[0] < packets && performance.now() < end) await sleep(50)
     const seconds = (performance.now() - started) / 1000
     const { forwarded, misses, chains } = difference(forwarder.figures(), before)
     const count = forwarded[0]
+    if (count === 0) throw new Error('no frame was forwarded in time')
     const hits = {
       pps: count / seconds,
       packets: count,

@@ -73,6 +73,6 @@ function chart({ rows, env }) {
         },
       },
     ],
-    resolve: { scale: { color: 'independent' } },
+    resolve: { scale: { x: 'independent', xOffset: 'independent', color: 'independent' } },
   }
 }
