@@ -71,9 +71,19 @@ export async function benchWithVhost(
 /** What the host can do itself, without an emulated processor under it. */
 export async function benchAlone(plan: BenchPlan, say: (line: string) => void): Promise<Measured> {
   const packets = plan.quick ? HEAP_PACKETS.quick : HEAP_PACKETS.full
-  const contestants = [...walkContestants(WALKS, plan.programs), ...heapContestants(packets)]
-  const wanted = contestants.filter(({ section }) => wants(plan, section))
-  return interleaved(wanted, { rounds: plan.quick ? 1 : 3, ms: 0 }, say)
+  const groups = [
+    { contestants: walkContestants(WALKS, plan.programs), rounds: plan.quick ? 1 : 3 },
+    { contestants: heapContestants(packets), rounds: 1 },
+  ]
+  const rows: Row[] = []
+  const missing: Missing[] = []
+  for (const { contestants, rounds } of groups) {
+    const wanted = contestants.filter(({ section }) => wants(plan, section))
+    const measured = await interleaved(wanted, { rounds, ms: 0 }, say)
+    rows.push(...measured.rows)
+    missing.push(...measured.missing)
+  }
+  return { rows, missing }
 }
 
 function oursAll(): readonly Contestant[] {
