@@ -108,6 +108,7 @@ async function out(
   const chains = now.chains - stats.chains
   const misses = now.misses - stats.misses
   return {
+    packets: after.out - before.out,
     pps: (after.out - before.out) / seconds,
     misses1000: (1000 * misses) / count,
     updates1000: (1000 * (now.updates - stats.updates)) / count,
