@@ -9,6 +9,7 @@
  * table entry, identity or window grants both.
  */
 import type { Access, AccessBits, Gpa, Iova, Range } from '../address'
+import type { GuestMemory } from './guest-memory'
 
 /** Why an address was refused: a mnemonic, the code of the specification where there is one. */
 export interface FaultReason {
@@ -92,4 +93,34 @@ export interface AddressSpace {
   translatePage(page: number, wanted: AccessBits, out: PageTranslation): boolean
   /** Disposing ends the notifications. */
   notify(notifier: Notifier): Disposable
+  /**
+   * For one who translates in another thread too. Until it is disposed, notifications may be of
+   * more than was handed out. Not every address space can be shared.
+   * @throws InvalidState ERR_UNSUPPORTED where this one cannot be, as it is set up
+   */
+  share?(): SharedTranslation
 }
+
+/** How another thread of the process makes a twin of an address space, over the same memory. */
+export interface SharedTranslation extends Disposable {
+  /** The module that makes the twin: an absolute path, or one below the library's own folder. */
+  readonly module: string
+  /** The name of the `SharedAddressSpaceMaker` in it. */
+  readonly export: string
+  /** For the maker. `postMessage` can carry it. */
+  readonly data: unknown
+  /**
+   * Tells the twin what has changed, apart from guest memory. To be called first, and in each
+   * notification, while the twin translates nothing.
+   */
+  publish(): void
+  /** Records what the twin was refused, as if it had been refused here. */
+  record(refusal: unknown): void
+}
+
+/** @param refused takes what `SharedTranslation.record` is to be called with, in the other thread */
+export type SharedAddressSpaceMaker = (
+  data: unknown,
+  memory: GuestMemory,
+  refused: (refusal: unknown) => void,
+) => AddressSpace
