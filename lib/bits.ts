@@ -17,11 +17,22 @@ export interface Field<Name extends string = string> {
 export type Words = ArrayLike<number>
 export type MutableWords = Uint32Array | number[]
 
+/** What a field has in one 32-bit word. */
+interface Part {
+  readonly word: number
+  readonly shift: number
+  /** As many ones as the part has bits. */
+  readonly ones: number
+  /** What the part counts in the field's value. */
+  readonly scale: number
+}
+
 /** One field of a structure. Values are plain numbers: a field has at most 53 bits. */
 export class BitField {
   readonly width: number
-  readonly #firstWord: number
-  readonly #lastWord: number
+  readonly #parts: readonly Part[]
+  // The first part, which is the only one of most fields.
+  readonly #word: number
   readonly #shift: number
   readonly #ones: number
 
@@ -32,38 +43,29 @@ export class BitField {
   ) {
     if (!(from >= 0 && to >= from)) throw new RangeError(`field ${name}: bits ${to}:${from}`)
     this.width = to - from + 1
-    this.#firstWord = Math.floor(from / 32)
-    this.#lastWord = Math.floor(to / 32)
-    this.#shift = from % 32
-    this.#ones = ones(this.width)
+    this.#parts = partsOf(from, to)
+    const { word, shift, ones } = this.#parts[0]
+    this.#word = word
+    this.#shift = shift
+    this.#ones = ones
   }
 
   /** @param at index of the structure's first word */
   read(words: Words, at = 0): number {
-    if (this.#firstWord === this.#lastWord) {
-      return ((words[at + this.#firstWord] >>> this.#shift) & this.#ones) >>> 0
-    }
-    let value = 0
-    let scale = 1
-    for (let word = this.#firstWord; word <= this.#lastWord; word++) {
-      const low = Math.max(this.from - word * 32, 0)
-      const bits = Math.min(this.to - word * 32, 31) - low + 1
-      value += (((words[at + word] >>> low) & ones(bits)) >>> 0) * scale
-      scale *= 2 ** bits
+    let value = ((words[at + this.#word] >>> this.#shift) & this.#ones) >>> 0
+    for (let i = 1; i < this.#parts.length; i++) {
+      const { word, ones, scale } = this.#parts[i]
+      value += ((words[at + word] & ones) >>> 0) * scale
     }
     return value
   }
 
   /** Bits of `value` beyond the field's width are dropped; bits around the field are kept. */
   write(words: MutableWords, value: number, at = 0): void {
-    let rest = value
-    for (let word = this.#firstWord; word <= this.#lastWord; word++) {
-      const low = Math.max(this.from - word * 32, 0)
-      const bits = Math.min(this.to - word * 32, 31) - low + 1
-      const part = rest % 2 ** bits
-      const kept = words[at + word] & ~(ones(bits) << low)
-      words[at + word] = (kept | (part << low)) >>> 0
-      rest = Math.floor(rest / 2 ** bits)
+    for (const { word, shift, ones, scale } of this.#parts) {
+      const part = Math.floor(value / scale) % 0x100000000
+      const kept = words[at + word] & ~(ones << shift)
+      words[at + word] = (kept | ((part & ones) << shift)) >>> 0
     }
   }
 
@@ -233,6 +235,13 @@ function store(bytes: Uint8Array, register: Register, value: bigint): void {
   }
 }
 
-function ones(bits: number): number {
-  return bits >= 32 ? -1 : (1 << bits) - 1
+function partsOf(from: number, to: number): readonly Part[] {
+  const parts: Part[] = []
+  for (let bit = from; bit <= to; bit = (Math.floor(bit / 32) + 1) * 32) {
+    const word = Math.floor(bit / 32)
+    const bits = Math.min(to, word * 32 + 31) - bit + 1
+    const ones = bits === 32 ? -1 : (1 << bits) - 1
+    parts.push({ word, shift: bit % 32, ones, scale: 2 ** (bit - from) })
+  }
+  return parts
 }

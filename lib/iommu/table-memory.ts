@@ -33,7 +33,9 @@ export function storeWord(memory: TableMemory, at: number, value: number): boole
 export function readWords(memory: TableMemory, at: number, into: Uint32Array): boolean {
   const region = memory.find(at)
   if (region === undefined) return false
-  const first = (at - region.start) / 4
-  for (let i = 0; i < into.length; i++) into[i] = region.u32[first + i]
+  const { u32 } = region
+  const first = (at - region.start) >>> 2
+  const count = into.length
+  for (let i = 0; i < count; i++) into[i] = u32[first + i]
   return true
 }

@@ -229,6 +229,7 @@ export function reservedBits(
 
 /** Whether a structure in words sets any bit of a mask from `reservedBits`. */
 export function setsAny(words: Uint32Array, mask: Int32Array): boolean {
-  for (let i = 0; i < mask.length; i++) if ((words[i] & mask[i]) !== 0) return true
-  return false
+  let bad = 0
+  for (let i = 0; i < mask.length; i++) bad |= words[i] & mask[i]
+  return bad !== 0
 }

@@ -44,6 +44,8 @@ const ADDR_HIGH = field.ADDR.mask(1)
 
 const LOW_LEVELS = 2 ** 27
 const ALL_PAGES = 2 ** 52
+/** Pages of one canonical half, by levels. */
+const HALF: readonly number[] = [0, 1, 2, 3, 4, 5].map((levels) => 2 ** (9 * levels - 1))
 /** PAT is bit 12 of a large leaf, bit 0 of its page number: the address starts above it. */
 const PAT_BIT = 1
 /** How often a walk starts again because the guest changed an entry under it. */
@@ -91,7 +93,7 @@ export class FirstStage {
     nesting: Readonly<Nesting> | undefined,
     trace?: WalkTrace,
   ): number {
-    const half = 2 ** (9 * levels - 1)
+    const half = HALF[levels]
     if (page >= half && page < ALL_PAGES - half) return CODE['not-canonical']
     for (let i = 0; i < TRIES; i++) {
       const code = this.#walkOnce(root, levels, page, wanted, out, nesting, trace)

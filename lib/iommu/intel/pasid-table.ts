@@ -61,12 +61,17 @@ export const PASID_ENTRY = layout(512, [
   { name: 'FSPTPTR', from: 140, to: 191 },
 ])
 
+const ROOT = SCALABLE_ROOT_ENTRY.field
+const CONTEXT = SCALABLE_CONTEXT_ENTRY.field
+const DIRECTORY = PASID_DIRECTORY_ENTRY.field
+const ENTRY = PASID_ENTRY.field
+
 /** PASID_ENTRY.PGTT (9.6). */
 export const PASID_TYPE = { firstStage: 1, secondStage: 2, nested: 3, passThrough: 4 } as const
 
 /** A PASID table has 64 entries of 64 bytes; a directory 2^(PDTS + 7) entries of 8 bytes. */
 const TABLE_ENTRIES = 64
-const LEAST_DIRECTORY_BITS = 7
+const LEAST_DIRECTORY = 128
 
 /** What the tables say of a requester, as the last lookup left it: numbers, reused. */
 export class ScalableContext {
@@ -89,10 +94,13 @@ export class ScalableContext {
   readonly #contextReserved: Int32Array
   readonly #directoryReserved: Int32Array
   readonly #entryReserved: Int32Array
+  /** The first page beyond the host's width. */
+  readonly #hostEnd: number
 
   constructor(memory: TableMemory, has: Capabilities) {
     this.#memory = memory
     this.#has = has
+    this.#hostEnd = 2 ** (has.hostAddressWidth - 12)
     const { DTE, PASIDE, PASIDDIRPTR } = SCALABLE_CONTEXT_ENTRY.field
     this.#rootReserved = reservedBits(has, SCALABLE_ROOT_ENTRY, SCALABLE_ROOT_ENTRY.field.CTP)
     this.#contextReserved = reservedBits(has, SCALABLE_CONTEXT_ENTRY, PASIDDIRPTR)
@@ -113,37 +121,34 @@ export class ScalableContext {
     const at = rootPage * 4096 + (source >> 8) * 16 + ((source & 128) === 0 ? 0 : 8)
     trace?.entry('scalable-mode root entry', at, 0)
     if (!readWords(this.#memory, at, root)) return CODE['sm-root-access']
-    const { P, CTP } = SCALABLE_ROOT_ENTRY.field
-    if (P.read(root) === 0) return CODE['sm-root-not-present']
+    if (ROOT.P.read(root) === 0) return CODE['sm-root-not-present']
     if (setsAny(root, this.#rootReserved)) return CODE['sm-root-reserved']
-    return this.#readContext(CTP.read(root) * 4096 + (source & 127) * 32, ats, trace)
+    return this.#readContext(ROOT.CTP.read(root) * 4096 + (source & 127) * 32, ats, trace)
   }
 
   #readContext(at: number, ats: boolean, trace?: WalkTrace): number {
     const context = this.#context
     trace?.entry('scalable-mode context entry', at, 0)
     if (!readWords(this.#memory, at, context)) return CODE['sm-context-access']
-    const { P, FPD, DTE, PDTS, PASIDDIRPTR, RID_PASID } = SCALABLE_CONTEXT_ENTRY.field
-    this.faultDisabled = FPD.read(context) === 1
-    if (P.read(context) === 0) return CODE['sm-context-not-present']
+    this.faultDisabled = CONTEXT.FPD.read(context) === 1
+    if (CONTEXT.P.read(context) === 0) return CODE['sm-context-not-present']
     if (setsAny(context, this.#contextReserved)) return CODE['sm-context-reserved']
-    if (ats && DTE.read(context) === 0) return CODE['sm-device-tlb-off']
-    this.pasid = RID_PASID.read(context)
+    if (ats && CONTEXT.DTE.read(context) === 0) return CODE['sm-device-tlb-off']
+    this.pasid = CONTEXT.RID_PASID.read(context)
     const index = Math.floor(this.pasid / TABLE_ENTRIES)
-    if (index >= 2 ** (PDTS.read(context) + LEAST_DIRECTORY_BITS)) return CODE['sm-rid-pasid']
-    return this.#readDirectory(PASIDDIRPTR.read(context) * 4096 + index * 8, trace)
+    if (index >= LEAST_DIRECTORY << CONTEXT.PDTS.read(context)) return CODE['sm-rid-pasid']
+    return this.#readDirectory(CONTEXT.PASIDDIRPTR.read(context) * 4096 + index * 8, trace)
   }
 
   #readDirectory(at: number, trace?: WalkTrace): number {
     const directory = this.#directory
     trace?.entry('PASID directory entry', at, 0)
     if (!readWords(this.#memory, at, directory)) return CODE['sm-pasid-directory-access']
-    const { P, FPD, SMPTBLPTR } = PASID_DIRECTORY_ENTRY.field
-    if (FPD.read(directory) === 1) this.faultDisabled = true
-    if (P.read(directory) === 0) return CODE['sm-pasid-directory-not-present']
+    if (DIRECTORY.FPD.read(directory) === 1) this.faultDisabled = true
+    if (DIRECTORY.P.read(directory) === 0) return CODE['sm-pasid-directory-not-present']
     if (setsAny(directory, this.#directoryReserved)) return CODE['sm-pasid-directory-reserved']
     return this.#readEntry(
-      SMPTBLPTR.read(directory) * 4096 + (this.pasid % TABLE_ENTRIES) * 64,
+      DIRECTORY.SMPTBLPTR.read(directory) * 4096 + (this.pasid % TABLE_ENTRIES) * 64,
       trace,
     )
   }
@@ -152,18 +157,17 @@ export class ScalableContext {
     const entry = this.#entry
     trace?.entry('PASID table entry', at, 0)
     if (!readWords(this.#memory, at, entry)) return CODE['sm-pasid-access']
-    const { P, FPD, AW, PGTT, SSPTPTR, DID, FSPM, FSPTPTR } = PASID_ENTRY.field
-    if (FPD.read(entry) === 1) this.faultDisabled = true
-    if (P.read(entry) === 0) return CODE['sm-pasid-not-present']
+    if (ENTRY.FPD.read(entry) === 1) this.faultDisabled = true
+    if (ENTRY.P.read(entry) === 0) return CODE['sm-pasid-not-present']
     if (setsAny(entry, this.#entryReserved)) return CODE['sm-pasid-reserved']
-    this.type = PGTT.read(entry)
-    this.domain = DID.read(entry)
-    this.secondStageRoot = SSPTPTR.read(entry)
-    this.secondStageLevels = AW.read(entry) + 2
-    this.firstStageRoot = FSPTPTR.read(entry)
-    this.firstStageLevels = FSPM.read(entry) + 4
+    this.type = ENTRY.PGTT.read(entry)
+    this.domain = ENTRY.DID.read(entry)
+    this.secondStageRoot = ENTRY.SSPTPTR.read(entry)
+    this.secondStageLevels = ENTRY.AW.read(entry) + 2
+    this.firstStageRoot = ENTRY.FSPTPTR.read(entry)
+    this.firstStageLevels = ENTRY.FSPM.read(entry) + 4
     if (!this.#supported()) return CODE['sm-pasid-invalid']
-    const beyondHost = this.firstStageRoot >= 2 ** (this.#has.hostAddressWidth - 12)
+    const beyondHost = this.firstStageRoot >= this.#hostEnd
     return this.type === PASID_TYPE.firstStage && beyondHost ? CODE['sm-pasid-reserved'] : 0
   }
 
