@@ -302,6 +302,8 @@ export class NetPair {
       this.dropped++
     }
     this.#place(ring)
+    // An invalidation of everything took the rings too, and SET_BACKEND touches the used one (K8).
+    this.#preload([ring])
     device.setBackend(ring.index, socket)
     this.handler?.forgetMisses()
     for (const each of this.rings) if (each.running) each.kick()

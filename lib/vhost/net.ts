@@ -80,7 +80,8 @@ const HEADER_BY_VHOST = features('VIRTIO_F_ANY_LAYOUT')
 const OURS = HEADER_BY_VHOST | features('VHOST_F_LOG_ALL')
 /** virtio 1.3, 5.1.6.1: a header of 12 bytes with either, of 10 without. */
 const LONG_HEADER = features('VIRTIO_F_VERSION_1', 'VIRTIO_NET_F_MRG_RXBUF')
-const EOPNOTSUPP = -95
+/** EOPNOTSUPP; Node's name for the number is ENOTSUP. */
+const ENOTSUP = -95
 
 type Listener<T> = (value: T) => void
 
@@ -119,7 +120,7 @@ export class VhostNet implements NetDevice, Disposable {
   }
 
   /**
-   * @throws SystemError as `VhostDevice.open`; EOPNOTSUPP where an address space is given and the
+   * @throws SystemError as `VhostDevice.open`; ENOTSUP where an address space is given and the
    *   kernel has no IOTLB
    * @throws RangeError for more pairs than the backend has queues
    * @throws InvalidState ERR_IN_USE for a tap that another device has, ERR_UNSUPPORTED where the
@@ -384,7 +385,7 @@ function offered(options: VhostNetOptions, { devices, taps }: Opened): bigint {
     return (kernel & ~OURS & ~ACCESS_PLATFORM) | offloads
   }
   if ((kernel & ACCESS_PLATFORM) === 0n) {
-    throw new SystemError(EOPNOTSUPP, 'ioctl VHOST_GET_FEATURES', {
+    throw new SystemError(ENOTSUP, 'ioctl VHOST_GET_FEATURES', {
       path: devices[0].path,
       hint: 'this kernel has no device IOTLB (VIRTIO_F_ACCESS_PLATFORM): Linux 4.8 has one',
     })
