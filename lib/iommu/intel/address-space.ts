@@ -193,7 +193,8 @@ export class IntelAddressSpace implements AddressSpace {
 
   /**
    * All are told even if one throws; the first error is thrown after, so that no wait descriptor
-   * completes what has not happened.
+   * completes what has not happened. The one that threw may still hold anything: the invalidation
+   * that is tried again must reach it.
    */
   #tell(firstPage: number, lastPage: number, source: InvalidationSource): void {
     const errors: unknown[] = []
@@ -208,7 +209,10 @@ export class IntelAddressSpace implements AddressSpace {
         errors.push(error)
       }
     }
-    if (errors.length > 0) throw errors[0]
+    if (errors.length === 0) return
+    this.#domain = MANY
+    this.#pasid = MANY
+    throw errors[0]
   }
 
   invalidateAll(source: InvalidationSource): void {

@@ -35,6 +35,11 @@ export class AddressSpaces {
     return space
   }
 
+  /** Without making an address space for one that nobody asked for. */
+  hasAts(source: number): boolean {
+    return this.#spaces.get(source)?.ats ?? false
+  }
+
   everything(source: InvalidationSource): void {
     this.#each(
       () => true,

@@ -114,7 +114,7 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
   explain(requester: Requester, at: Iova): readonly WalkStep[] {
     const source = sourceId(requester)
     const { enabled, rootPage, mode } = this.#translator
-    const { ats } = this.#spaces.of(source)
+    const ats = this.#spaces.hasAts(source)
     return explainRequest(
       this.#memory,
       this.capabilities,
@@ -258,6 +258,6 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
 
 /** A request for both is recorded as what was refused; a write where that does not say. */
 function isWrite(code: number, wanted: AccessBits): boolean {
-  if (code === CODE['read-denied']) return false
+  if (code === CODE['read-denied'] || code === CODE['sm-read-denied']) return false
   return accessOf(wanted).endsWith('write')
 }

@@ -55,6 +55,8 @@ export class InvalidationQueue {
   #head = 0
   #descriptor = new Uint32Array(4)
   #lastType = 0
+  /** Rises when the queue is switched or reset, which a notifier may do in the middle of a run. */
+  #epoch = 0
 
   constructor(
     memory: TableMemory,
@@ -131,6 +133,7 @@ export class InvalidationQueue {
     this.#entries = 2 ** (IQA.field.QS.in(iqa) + (this.#wide ? 7 : 8))
     this.#descriptor = new Uint32Array(this.#wide ? 8 : 4)
     this.#moveHead(0)
+    this.#epoch++
     this.#enabled = true
     this.tailWritten()
   }
@@ -140,12 +143,14 @@ export class InvalidationQueue {
     if (this.#head !== this.#tail) return false
     if (this.#has.qemu && this.#lastType !== D.TYPE.wait) return false
     this.#enabled = false
+    this.#epoch++
     this.#moveHead(0)
     return true
   }
 
   reset(): void {
     this.#enabled = false
+    this.#epoch++
     this.#base = 0
     this.#head = 0
     this.#lastType = 0
@@ -180,7 +185,9 @@ export class InvalidationQueue {
         return
       }
       if (this.#head === this.#tail) return
+      const epoch = this.#epoch
       const failed = this.#execute()
+      if (epoch !== this.#epoch) continue
       if (failed !== ERROR.none) {
         this.#stop(failed)
         return

@@ -295,6 +295,37 @@ describe('completion comes last', () => {
     expect([heard.length, guest.head, guest.memory.u32(AT.status)]).toEqual([2, 2, 4])
   })
 
+  it('a domain whose notifier threw is told again, although all was to be taken back', () => {
+    const guest = new Guest().start()
+    guest.map(0x1000n, 0x5000n)
+    guest.code(0x1000n)
+    let refusals = 1
+    let told = 0
+    guest.space.notify({
+      invalidate: () => {
+        told++
+        if (refusals-- > 0) throw new Error('the host refused')
+      },
+    })
+    expect(() => {
+      guest.submit(DOMAIN_IOTLB(7), status(4n))
+    }).toThrow('the host refused')
+    guest.write('IQT', 2 * 16)
+    expect([told, guest.head, guest.memory.u32(AT.status)]).toEqual([2, 2, 4])
+  })
+
+  it('a notifier that resets the unit ends the run, and the head stays 0', () => {
+    const guest = new Guest().start()
+    let left = 1
+    guest.space.notify({
+      invalidate: () => {
+        if (left-- > 0) guest.iommu.reset()
+      },
+    })
+    guest.submit(GLOBAL_IOTLB, status(4n))
+    expect([guest.head, guest.memory.u32(AT.status), guest.read('GSTS')]).toEqual([0, 0, 0])
+  })
+
   it('a tail that a notifier moves is done in the same run, in order', () => {
     const guest = new Guest().start()
     const order: number[] = []
