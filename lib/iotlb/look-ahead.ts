@@ -62,6 +62,17 @@ export class LookAhead {
   }
 
   /**
+   * The device asked for something. Grants all that it has not completed, also what was looked at
+   * before: an invalidation of everything, as a lazy guest sends it, took that back.
+   * @throws SystemError when the device refuses
+   */
+  missed(): void {
+    const completed = this.#queue.completedIndex()
+    if (completed >= 0) this.#position = completed
+    this.offered()
+  }
+
+  /**
    * Grants the chains up to a free-running index, which need not be visible to the device yet.
    * @throws SystemError when the device refuses
    */
@@ -138,7 +149,7 @@ export class Outlooks {
     if (this.#rings.size === 0) return
     for (const ring of this.#rings) {
       try {
-        ring.offered()
+        ring.missed()
       } catch (error) {
         failed(error)
       }

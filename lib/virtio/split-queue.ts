@@ -137,6 +137,11 @@ export class SplitQueue {
     return this.#refusal === undefined ? this.#loadU16(this.#avail, AVAIL.idx) : -1
   }
 
+  /** The free-running index of completions as the driver reads it; -1 where it can't be read. */
+  completedIndex(): number {
+    return this.#refusal === undefined ? this.#loadU16(this.#used, USED.idx) : -1
+  }
+
   /**
    * Takes the next chain into `chain`.
    * @returns false when nothing is offered (`chain.refusal` undefined) or the ring can't be read. A

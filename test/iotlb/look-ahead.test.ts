@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { PAGE_SIZE, READ, WRITE } from '../../lib/address'
+import { LAST_PAGE, PAGE_SIZE, READ, WRITE } from '../../lib/address'
 import { LookAhead } from '../../lib/iotlb/look-ahead'
 import { MissHandler } from '../../lib/iotlb/miss-handler'
 import type { LookAheadMode } from '../../lib/iotlb/look-ahead'
@@ -105,7 +105,24 @@ describe('looking ahead on a miss', () => {
     expect(made.handler.stats().misses).toBe(1)
   })
 
-  it('looks at no chain twice', () => {
+  it('grants again what an invalidation of everything took back', () => {
+    for (const mode of ['on-miss', 'on-kick'] as const) {
+      const made = rig(mode)
+      offer(made, 0, 16)
+      made.outlook.offering(made.driver.availIndex)
+      made.driver.publish()
+      made.vhost.access(byte(IOVA), 'read')
+      made.vhost.settle()
+      made.space.invalidatePages(0, LAST_PAGE)
+      const before = made.handler.stats().misses
+      made.vhost.access(byte(IOVA + 1), 'read')
+      made.vhost.settle()
+      expect(made.handler.stats().misses - before).toBe(1)
+      for (let i = 0; i < 16; i++) expect(made.handler.covers(IOVA + i, IOVA + i, READ)).toBe(true)
+    }
+  })
+
+  it('grants no more than what the tables still map', () => {
     const made = rig('on-miss')
     offer(made, 0, 4)
     made.driver.publish()
