@@ -41,7 +41,7 @@ export async function vm(command: readonly string[], options: VmCommandOptions):
     return result.status
   } finally {
     // An open input would keep this process waiting for its next line.
-    stdin.unref()
+    stdin.destroy()
   }
 }
 

@@ -20,6 +20,7 @@ const PROGRAMS = ['ip', 'tcpdump', 'ethtool', 'bash']
 const DIRECTORIES = ['bin', 'dev', 'etc', 'proc', 'root', 'run', 'sys', 'tmp', 'usr/bin', 'var/tmp']
 
 const MIB = 1 << 20
+const PAGE_BYTES = 4096
 const SKIPPED = new Set(['.git'])
 
 export interface PackOptions {
@@ -37,8 +38,9 @@ export async function packedRoot(options: PackOptions): Promise<Iterable<CpioEnt
   const programs = names.flatMap(
     (name) => (name.includes('/') ? resolve(name) : findProgram(name, options.path)) ?? [],
   )
-  const libraries = await Promise.all(programs.filter(isFile).map(librariesOf))
-  const paths = new Set<string>()
+  const paths = new Set(options.directories.flatMap((directory) => [...walk(directory)]))
+  const addons = [...paths].filter((path) => path.endsWith('.node'))
+  const libraries = await Promise.all([...programs, ...addons].filter(isFile).map(librariesOf))
   const links = new Map<string, string>()
   for (const path of [...programs, ...libraries.flat()].filter(isFile)) {
     // The file once, under its own name; whatever else it is called is a link to it.
@@ -46,8 +48,7 @@ export async function packedRoot(options: PackOptions): Promise<Iterable<CpioEnt
     paths.add(real)
     if (real !== path) links.set(path, real)
   }
-  for (const directory of options.directories) for (const path of walk(directory)) paths.add(path)
-  const bytes = [...paths].reduce((sum, path) => sum + lstatSync(path).size, 0)
+  const bytes = [...paths].reduce((sum, path) => sum + pagesOf(path) * PAGE_BYTES, 0)
   if (bytes > options.limitBytes) {
     const [size, limit] = [bytes, options.limitBytes].map((value) => Math.ceil(value / MIB))
     throw new VmError(
@@ -114,10 +115,15 @@ function* walk(directory: string, device = statSync(directory).dev): Generator<s
   }
 }
 
-/** The shared libraries of a program, with its loader; none for a script or a static program. */
+/** The shared libraries of a program or addon, with the loader; none for what is static or a script. */
 async function librariesOf(program: string): Promise<string[]> {
   const listed = await run('ldd', [program]).catch(() => Buffer.alloc(0))
   return [...listed.toString().matchAll(/(?:^|\s)(\/\S+) \(0x/gm)].map(([, path]) => path)
+}
+
+/** What a file takes in memory. */
+function pagesOf(path: string): number {
+  return Math.ceil(lstatSync(path).size / PAGE_BYTES)
 }
 
 function isFile(path: string): boolean {

@@ -199,7 +199,10 @@ function signalName({ signal }: JobResult): NodeJS.Signals | null {
   return names.find(([, number]) => number === signal)?.[0] ?? null
 }
 
-/** An image with a root of its own, as large as half of the guest's memory at most. */
+/**
+ * An image with a root of its own. While it is unpacked it is in memory twice, and what is unpacked may
+ * take half of the memory; the command needs some as well.
+ */
 async function packedImage(
   cache: string,
   prepared: Prepared,
@@ -211,7 +214,7 @@ async function packedImage(
     path: searchPath((options.env ?? process.env)['PATH']),
     busybox: prepared.tools.busybox,
     directories: [realpathSync(options.projectDirectory), packageDirectory()],
-    limitBytes: memoryMiB * 2 ** 19,
+    limitBytes: (memoryMiB * 2 ** 20) / 3,
   })
   return appendToImage(cache, prepared.image, root)
 }

@@ -31,6 +31,12 @@ function start(program: string, args: readonly string[]) {
 }
 
 describe('vhost-iotlb vm', () => {
+  it("gives the command's exit status when its input is no pipe and no terminal", async () => {
+    const shell = `${process.execPath} ${main} vm -- sh -c 'cat; exit 3' </dev/null`
+    const { said, status } = start('sh', ['-c', shell])
+    expect(await status, said.all).toBe(3)
+  })
+
   it.each(['SIGKILL', 'SIGINT'] as const)('takes the VM along when %s ends it', async (signal) => {
     const { child, said, status, mark } = start(process.execPath, [
       ...[main, 'vm', '--', 'sh', '-c', 'echo running; sleep 1000'],
