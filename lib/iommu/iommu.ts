@@ -33,7 +33,7 @@ export interface MmioDevice {
 const ADDRESS = /^(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])$/i
 
 /**
- * The 16-bit source id of a requester (VT-d 4.1 3.4.1).
+ * The 16-bit source id of a requester (VT-d 5.10 3.4.1).
  * @throws TypeError for a malformed address, RangeError for a segment other than 0
  */
 export function sourceId(requester: Requester): number {

@@ -13,12 +13,12 @@ import type { GuestMemory } from './guest-memory'
 
 /** Why an address was refused: a mnemonic, the code of the specification where there is one. */
 export interface FaultReason {
-  /** The reason code of VT-d 4.1 7.1.3; from 0x100 on what the specification does not number. */
+  /** The reason code of VT-d 5.10 7.1.3, table 30; from 0x100 on what the specification does not number. */
   readonly code: number
   readonly name: string
 }
 
-/** A device's access to 0xfee00000 to 0xfeefffff is an interrupt, not memory (VT-d 4.1 3.14). */
+/** A device's access to 0xfee00000 to 0xfeefffff is an interrupt, not memory (VT-d 5.10 3.15). */
 export const INTERRUPT_WINDOW: FaultReason = { code: 0x100, name: 'interrupt-window' }
 /** The address is outside the window of an alias (`alias.ts`). */
 export const OUTSIDE_WINDOW: FaultReason = { code: 0x101, name: 'outside-window' }

@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { requesterName, sourceId } from '../../lib/iommu/iommu'
 
 describe('sourceId', () => {
-  it('is bus, device and function in 16 bits (VT-d 4.1 3.4.1)', () => {
+  it('is bus, device and function in 16 bits (VT-d 5.10 3.4.1)', () => {
     expect(sourceId('00:03.0')).toBe(0x0018)
     expect(sourceId('0000:ff:1f.7')).toBe(0xffff)
     expect(sourceId(0x0100)).toBe(0x0100)

@@ -15,6 +15,8 @@ export const SOURCES = [0x0000, 0x0001, 0x0003, 0x0018, 0x0080, 0x00ff, 0x0100, 
 export interface SoupKind {
   readonly addressWidth: number
   readonly hostAddressWidth: number
+  readonly firstStage: boolean
+  readonly secondStage: boolean
   /** How often a bit that should be 0 is set, and how often an address leaves memory. */
   readonly faults: number
 }
@@ -160,14 +162,12 @@ function pasidEntries(
     const fpd = random.chance(0.03) ? 2n : 0n
     const width = someWidth(random, kind) << 2n
     const type = BigInt(random.pick([1, 1, 1, 2, 2, 2, 3, 3, 3, 4, random.below(8)])) << 6n
-    const low = address(random, kind, roles.paging) | present | fpd | width | type
-    memory.setU64(entry, low | noise(random, kind, 11, 9))
-    memory.setU64(entry + 8, BigInt(random.below(4)) | noise(random, kind, 22, 16))
+    const second = kind.secondStage ? address(random, kind, roles.paging) | width : 0n
+    memory.setU64(entry, second | present | fpd | type | noise(random, kind, 11, 9))
+    memory.setU64(entry + 8, BigInt(random.below(4)) | noise(random, kind, 63, 16))
     const mode = BigInt(random.pick([0, 0, 0, 0, 0, 1, 1, 2])) << 2n
-    memory.setU64(
-      entry + 16,
-      address(random, kind, roles.paging) | mode | noise(random, kind, 11, 7),
-    )
+    const first = kind.firstStage ? address(random, kind, roles.paging) | mode : 0n
+    memory.setU64(entry + 16, first | noise(random, kind, 11, 0))
     memory.setU64(entry + 24 + 8 * random.below(5), noise(random, kind, 63, 0))
   }
 }

@@ -1,5 +1,5 @@
 /**
- * VT-d's translation once more, from the specification, in BigInt, as slow and as obvious as can
+ * VT-d's translation once more, from the specification (5.10), in BigInt, as slow and as obvious as can
  * be. It shares no code with the library: what both get wrong, both must have read wrong.
  *
  * Bits are written where they are used, with the section that names them, on purpose.
@@ -127,16 +127,18 @@ export class VtdOracle {
     const high = this.#need(table + devfn * 16n + 8n, 0x09)
     this.#fpd = bit(low, 1)
     if (!bit(low, 0)) throw new Refusal(0x02)
-    if (bits(low, 11, 4) !== 0n || this.#beyondHost(low)) throw new Refusal(0x0b)
+    const type = Number(bits(low, 3, 2))
+    if (bits(low, 11, 4) !== 0n || (type !== 2 && this.#beyondHost(low))) throw new Refusal(0x0b)
     if (bit(high, 7) || bits(high, 63, 24) !== 0n) throw new Refusal(0x0b)
     const levels = Number(bits(high, 2, 0)) + 2
     if (!this.#levelsSupported(levels)) throw new Refusal(0x03)
-    const type = Number(bits(low, 3, 2))
     if (type === 0 && request.ats) throw new Refusal(0x0d)
     if (type === 1 && !this.options.deviceTlb) throw new Refusal(0x03)
     if (type === 2 && !this.options.passThrough) throw new Refusal(0x03)
     if (type === 3) throw new Refusal(0x03)
-    const end = 1n << BigInt(this.#secondStageWidth(levels))
+    const tablesEnd = 1n << BigInt(this.#secondStageWidth(levels))
+    const hostEnd = 1n << BigInt(this.options.hostAddressWidth)
+    const end = type === 2 && hostEnd < tablesEnd ? hostEnd : tablesEnd
     if (address >= end) throw new Refusal(0x04)
     if (type === 2) return this.#granted(request, identity(end))
     const leaf = this.#secondStage(low & ~0xfffn, levels, address, request, {
@@ -174,7 +176,7 @@ export class VtdOracle {
     if (request.ats && !bit(context[0], 2)) throw new Refusal(0x44)
     const pasid = bits(context[1], 19, 0)
     const directoryEntries = 1n << (bits(context[0], 11, 9) + 7n)
-    if (pasid / 64n >= directoryEntries) throw new Refusal(0x48)
+    if (pasid / 64n >= directoryEntries) throw new Refusal(0x43)
     const directory = this.#need((context[0] & ~0xfffn) + (pasid / 64n) * 8n, 0x50)
     if (bit(directory, 1)) this.#fpd = true
     if (!bit(directory, 0)) throw new Refusal(0x51)
@@ -186,10 +188,17 @@ export class VtdOracle {
     if (bit(entry[0], 1)) this.#fpd = true
     if (!bit(entry[0], 0)) throw new Refusal(0x59)
     const entryReserved =
+      bit(entry[0], 5) ||
       bits(entry[0], 11, 9) !== 0n ||
       this.#beyondHost(entry[0]) ||
+      (!this.options.secondStage && (bits(entry[0], 4, 2) !== 0n || entry[0] >> 12n !== 0n)) ||
       bits(entry[1], 22, 16) !== 0n ||
+      (bit(entry[1], 24) && !this.options.snoopControl) ||
+      bits(entry[1], 63, 25) !== 0n ||
+      bit(entry[2], 1) ||
       bits(entry[2], 11, 7) !== 0n ||
+      this.#beyondHost(entry[2]) ||
+      (!this.options.firstStage && (bits(entry[2], 4, 2) !== 0n || entry[2] >> 12n !== 0n)) ||
       entry.slice(3).some((quad) => quad !== 0n)
     if (entryReserved) throw new Refusal(0x5a)
     const type = Number(bits(entry[0], 8, 6))
@@ -205,7 +214,6 @@ export class VtdOracle {
       (type === 3 && first && second) ||
       (type === 4 && this.options.passThrough)
     if (!supported) throw new Refusal(0x5b)
-    if (type === 1 && this.#beyondHost(entry[2])) throw new Refusal(0x5a)
     if (type === 4) {
       const end = 1n << BigInt(this.options.hostAddressWidth)
       if (address >= end) throw new Refusal(0x83)
@@ -222,7 +230,7 @@ export class VtdOracle {
       })
     const secondEnd = 1n << BigInt(this.#secondStageWidth(secondLevels))
     if (type === 2) {
-      if (address >= secondEnd) throw new Refusal(0x83)
+      if (address >= secondEnd) throw new Refusal(0x84)
       return this.#granted(request, secondStage(address, request), 0x87)
     }
     const leaf = this.#firstStage(
@@ -259,7 +267,7 @@ export class VtdOracle {
       read &&= bit(entry, 0)
       write &&= bit(entry, 1)
       const refused = (wants.read && !read) || (wants.write && !write) || (!read && !write)
-      if (refused && codes.absent !== undefined && !bit(entry, 0) && !bit(entry, 1)) {
+      if (codes.absent !== undefined && !read && !write) {
         throw new Refusal(codes.absent)
       }
       if (wants.write && !write) throw new Refusal(codes.write)
@@ -267,7 +275,7 @@ export class VtdOracle {
       const large = level > 1 && bit(entry, 7)
       if (large && level > this.options.leafLevel) throw new Refusal(codes.reserved)
       const leaf = level === 1 || large
-      const snoopAllowed = leaf && (this.options.snoopControl || this.options.scalable)
+      const snoopAllowed = leaf && this.options.snoopControl
       if (bit(entry, 11) && !snoopAllowed) throw new Refusal(codes.reserved)
       if (bit(entry, 62)) throw new Refusal(codes.reserved)
       const frame = entry & 0x000ffffffffff000n
@@ -306,14 +314,14 @@ export class VtdOracle {
       let writable = true
       let where = table
       if (nested !== undefined) {
-        if (table >= nested.end) throw new Refusal(0x74)
+        if (table >= nested.end) throw new Refusal(top ? 0x5b : 0x74)
         try {
           const leaf = nested.translate(table, { read: true, write: false })
           where = leaf.target + (table - leaf.first)
           writable = leaf.write
         } catch (error) {
           if (!(error instanceof Refusal)) throw error
-          if (error.code === 0x79 || error.code === 0x86) throw new Refusal(top ? 0x75 : 0x76)
+          if (error.code === 0x86) throw new Refusal(top ? 0x75 : 0x76)
           throw error
         }
       }
@@ -326,7 +334,7 @@ export class VtdOracle {
       if (request.write && !write) throw new Refusal(0x85)
       const large = level > 1 && bit(entry, 7)
       const mayBeLarge = level === 2 || (level === 3 && this.options.leafLevel === 3)
-      if (nested === undefined && this.#beyondHost(entry & 0x000fffffffffffffn)) {
+      if (this.#beyondHost(entry & 0x000fffffffffffffn)) {
         throw new Refusal(0x72)
       }
       if (large && !mayBeLarge) throw new Refusal(0x72)
@@ -364,7 +372,7 @@ export class VtdOracle {
     },
   ): Leaf {
     const middle = leaf.target + (request.address - leaf.first)
-    if (middle >= nested.end) throw new Refusal(0x84)
+    if (middle >= nested.end) throw new Refusal(0x74)
     const second = nested.translate(middle, request)
     const read = leaf.read && second.read
     const write = leaf.write && second.write

@@ -52,6 +52,8 @@ export class IntelAddressSpace implements AddressSpace {
   readonly #scratch = new PageTranslation()
   #domain = NONE
   #pasid = NONE
+  /** Some were given by a first stage, whose addresses a second-stage invalidation does not name. */
+  #firstStage = false
   #generation = 0
   /** How many hand out translations in other threads: under which domains is not known here. */
   #twins = 0
@@ -107,6 +109,7 @@ export class IntelAddressSpace implements AddressSpace {
       return false
     }
     const { domain, pasid } = translator
+    if (translator.firstStage) this.#firstStage = true
     if (this.#domain !== domain) this.#domain = this.#domain === NONE ? domain : MANY
     if (this.#pasid !== pasid) this.#pasid = this.#pasid === NONE ? pasid : MANY
     return true
@@ -177,6 +180,7 @@ export class IntelAddressSpace implements AddressSpace {
     if (firstPage === 0 && lastPage === LAST_PAGE) {
       this.#domain = NONE
       this.#pasid = NONE
+      this.#firstStage = false
     }
     if (!this.#qemu) {
       this.#tell(firstPage, lastPage, source)
@@ -213,6 +217,15 @@ export class IntelAddressSpace implements AddressSpace {
     this.#domain = MANY
     this.#pasid = MANY
     throw errors[0]
+  }
+
+  /**
+   * Pages of the second stage (6.5.2.3, table 23): where a first stage lies above it, they can be
+   * anywhere, and all of the domain goes.
+   */
+  invalidateSecondStage(firstPage: number, lastPage: number): void {
+    if (this.#firstStage) this.invalidateAll('iotlb')
+    else this.invalidate(firstPage, lastPage, 'iotlb')
   }
 
   invalidateAll(source: InvalidationSource): void {

@@ -2,7 +2,7 @@
  * The address spaces of one unit, and which of them an invalidation reaches.
  *
  * A device with ATS on keeps what it was told until a device-TLB descriptor names it; a device
- * with ATS off has nothing of its own, so that for it the IOTLB descriptors count (VT-d 4.1 4.1,
+ * with ATS off has nothing of its own, so that for it the IOTLB descriptors count (VT-d 5.10 4.1,
  * 6.5.2). Whatever changes the tables under a device reaches it always: the guest cannot be relied
  * on to follow with a device-TLB descriptor, and keeping a dead translation would be a leak.
  */
@@ -11,6 +11,7 @@ import type { InvalidationSource } from '../../memory/address-space'
 import { IntelAddressSpace } from './address-space'
 import type { Report } from './address-space'
 import type { Capabilities } from './capabilities'
+import { TABLE_MODE } from './translator'
 import type { Translator } from './translator'
 
 export class AddressSpaces {
@@ -51,7 +52,9 @@ export class AddressSpaces {
 
   /** Context entries of a domain: also those of which nothing is known to be held. */
   contextDomain(domain: number): void {
-    this.pasidCache(domain, undefined)
+    // In scalable mode a context entry has no domain: all of them are meant (6.5.2.1).
+    if (this.#translator.mode === TABLE_MODE.scalable) this.everything('context')
+    else this.pasidCache(domain, undefined)
   }
 
   /** PASID entries of a domain, or of one PASID in it; each implies the translations under it. */
@@ -95,7 +98,13 @@ export class AddressSpaces {
   /** @param mask how many low bits of the page number do not matter (AM) */
   iotlbPages(domain: number, page: number, mask: number): void {
     const first = this.#qemu ? page : alignedDown(page, mask)
-    this.#iotlb(domain, undefined, first, lastOf(first, mask))
+    const last = lastOf(first, mask)
+    this.#each(
+      (space) => !space.ats && space.holds(domain),
+      (space) => {
+        space.invalidateSecondStage(first, last)
+      },
+    )
   }
 
   pasidIotlb(domain: number, pasid: number): void {

@@ -9,8 +9,8 @@ export interface IntelIommuOptions {
   /** Width of iovas: 39 (3 levels), 48 (also 4, the default) or 57 (also 5). */
   readonly addressWidth?: 39 | 48 | 57
   /**
-   * Width of guest-physical addresses: bits above it are reserved in table entries. By default
-   * `addressWidth`, at most 52. The ACPI table DMAR tells it to the guest.
+   * Width of guest-physical addresses: bits above it are reserved in table entries. At most 52 and
+   * at most `addressWidth`, which is also the default. The ACPI table DMAR tells it to the guest.
    */
   readonly hostAddressWidth?: number
   /** CAP.CM: the guest must also invalidate when it maps. Default off: misses find new mappings. */
@@ -62,7 +62,7 @@ export interface Capabilities {
   readonly ecap: bigint
 }
 
-/** VT-d 4.1 11.4.2. */
+/** VT-d 5.10 11.4.2. */
 export const CAP = layout(64, [
   { name: 'ND', from: 0, to: 2 },
   { name: 'AFL', from: 3, to: 3 },
@@ -87,7 +87,7 @@ export const CAP = layout(64, [
   { name: 'ESRTPS', from: 63, to: 63 },
 ])
 
-/** VT-d 4.1 11.4.3. */
+/** VT-d 5.10 11.4.3. */
 export const ECAP = layout(64, [
   { name: 'C', from: 0, to: 0 },
   { name: 'QI', from: 1, to: 1 },
@@ -109,6 +109,7 @@ export const ECAP = layout(64, [
   { name: 'SSTS', from: 46, to: 46 },
   { name: 'FSTS', from: 47, to: 47 },
   { name: 'SMPWCS', from: 48, to: 48 },
+  { name: 'RPS', from: 49, to: 49 },
 ])
 
 /** Byte offsets of the registers that CAP and ECAP locate. */
@@ -128,7 +129,7 @@ export function capabilities(options: IntelIommuOptions = {}): Capabilities {
     throw new RangeError(`addressWidth must be 39, 48 or 57: ${addressWidth}`)
   }
   const hostAddressWidth = options.hostAddressWidth ?? Math.min(addressWidth, 52)
-  inRange('hostAddressWidth', hostAddressWidth, 32, 52)
+  inRange('hostAddressWidth', hostAddressWidth, 32, Math.min(addressWidth, 52))
   const faultRecords = options.faultRecords ?? 1
   inRange('faultRecords', faultRecords, 1, 128)
   const scalable = options.scalableMode ?? false
@@ -204,7 +205,8 @@ function composeEcap(has: Composed): bigint {
     field.SMTS.of(has.scalable) |
     field.SSTS.of(has.scalable && has.secondStage) |
     field.FSTS.of(has.firstStage) |
-    field.SMPWCS.of(has.scalable && !has.qemu)
+    field.SMPWCS.of(has.scalable && !has.qemu) |
+    field.RPS.of(has.scalable && !has.qemu)
   )
 }
 

@@ -1,11 +1,11 @@
 /**
- * The descriptors of the invalidation queue (VT-d 4.1, 6.5.2): their fields, and with that their
+ * The descriptors of the invalidation queue (VT-d 5.10, 6.5.2): their fields, and with that their
  * reserved bits. What they do is in `invalidation-queue.ts`.
  */
 import { layout } from '../../bits'
 import type { Layout } from '../../bits'
 
-/** Types (6.5.2, table 20). */
+/** Types (6.5.2). */
 export const TYPE = {
   context: 1,
   iotlb: 2,
@@ -103,11 +103,11 @@ export const UNCHECKED_DESCRIPTOR = layout(256, [{ name: 'IGN', from: 0, to: 255
 /** G of the context and IOTLB descriptors; 0 is reserved. */
 export const GRANULARITY = { global: 1, domain: 2, selective: 3 } as const
 
-/** G of the PASID descriptors (6.5.2.3, 6.5.2.2); others are reserved. */
+/** G of the PASID descriptors (6.5.2.4, 6.5.2.2); others are reserved. */
 export const PASID_IOTLB_GRANULARITY = { pasid: 2, pages: 3 } as const
 export const PASID_CACHE_GRANULARITY = { domain: 0, pasid: 1, global: 3 } as const
 
-/** The low address bits of a function that FM ignores (6.5.2.1). */
+/** The low address bits of a function that FM ignores (6.5.2.1, table 21). */
 export const FUNCTION_MASK: readonly number[] = [0, 0b100, 0b110, 0b111]
 
 export function hasReservedBits(descriptor: Uint32Array, structure: Layout<string>): boolean {

@@ -1,4 +1,4 @@
-/** How a device-TLB descriptor says which pages it means (VT-d 4.1, 6.5.2.5). */
+/** How a device-TLB descriptor says which pages it means (VT-d 5.10, 6.5.2.5). */
 import { LAST_PAGE } from '../../address'
 
 /** Inclusive pages; one object, reused. */

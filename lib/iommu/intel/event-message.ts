@@ -1,6 +1,6 @@
 /**
  * An event of the unit that reaches the guest as a message: the fault event and the invalidation
- * completion event have the same four registers (VT-d 4.1, 7.3 and 6.5.2.10).
+ * completion event have the same four registers (VT-d 5.10, 7.3 and 6.5.2.10).
  */
 import type { RegisterFile } from '../../bits'
 import { EVENT_CONTROL } from './registers'

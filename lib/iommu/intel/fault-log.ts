@@ -1,6 +1,6 @@
 /**
  * Where refused requests are recorded for the guest: the fault recording registers, FSTS and the
- * fault event (VT-d 4.1, 7.2 and 7.3).
+ * fault event (VT-d 5.10, 7.2 and 7.3).
  *
  * A guest that never reads its records costs nothing: what is not recorded is dropped here.
  */
@@ -16,7 +16,7 @@ const CAUSES = [PFO, PPF, IQE, ICE, ITE].reduce((mask, field) => mask | field.ma
 /** The F bit and the source id, as words of the upper register. */
 const FAULT_BIT = FRCD.field.F.mask(3)
 const SOURCE = FRCD.field.SID.mask(2)
-/** AT of a request by a device TLB (7.2.1): 0 untranslated, 1 a translation request. */
+/** AT of a request by a device TLB (11.4.7.6): 0 untranslated, 1 a translation request. */
 const TRANSLATION_REQUEST = 1
 /** QEMU's "no PASID", cut to 16 bits; PV means nothing while PP is clear. */
 const QEMU_NO_PASID = 0xffff
@@ -39,6 +39,8 @@ export class FaultLog {
   readonly #low: readonly FaultRecordName[]
   readonly #high: readonly FaultRecordName[]
   readonly #qemu: boolean
+  /** AT is there only with device TLBs (11.4.7.6), and not in QEMU. */
+  readonly #deviceTlb: boolean
   #next = 0
 
   constructor(
@@ -52,6 +54,7 @@ export class FaultLog {
     this.#low = indices.map((i) => `FRCD${i}_LOW` as const)
     this.#high = indices.map((i) => `FRCD${i}_HIGH` as const)
     this.#qemu = has.qemu
+    this.#deviceTlb = has.deviceTlb && !has.qemu
   }
 
   /** @returns whether it was recorded: not while overflowing, and once per source (7.2.1) */
@@ -69,7 +72,7 @@ export class FaultLog {
     FRCD.field.SID.write(record, fault.source)
     FRCD.field.FR.write(record, fault.code)
     FRCD.field.T.write(record, fault.write ? 0 : 1)
-    if (fault.ats && !this.#qemu) FRCD.field.AT.write(record, TRANSLATION_REQUEST)
+    if (fault.ats && this.#deviceTlb) FRCD.field.AT.write(record, TRANSLATION_REQUEST)
     if (fault.reachedTables && this.#qemu) FRCD.field.PV.write(record, QEMU_NO_PASID)
     FRCD.field.F.write(record, 1)
     this.#store(at, record)

@@ -1,6 +1,6 @@
 /**
  * Why VT-d refuses a request: one table, for the fault records, for `Fault.reason` and for
- * `explain`. Codes are those of VT-d 4.1, 7.1.3; codes from 0x100 are this library's own and are
+ * `explain`. Codes are those of VT-d 5.10, 7.1.3, table 30; codes from 0x100 are this library's own and are
  * never recorded.
  */
 import { INTERRUPT_WINDOW } from '../../memory/address-space'
@@ -45,13 +45,12 @@ const ROWS = [
   [0x40, 'sm-context-access', false, 'the scalable-mode context table is not memory'],
   [0x41, 'sm-context-not-present', true, 'the scalable-mode context entry is not present'],
   [0x42, 'sm-context-reserved', true, 'the scalable-mode context entry sets reserved bits'],
-  [0x43, 'sm-context-invalid', true, 'the scalable-mode context entry is not supported'],
+  [0x43, 'sm-context-invalid', true, 'RID_PASID is beyond the PASID directory'],
   [0x44, 'sm-device-tlb-off', true, 'the context entry does not enable the device TLB'],
-  [0x48, 'sm-rid-pasid', true, 'RID_PASID is beyond the PASID directory'],
-  [0x50, 'sm-pasid-directory-access', true, 'the PASID directory is not memory'],
+  [0x50, 'sm-pasid-directory-access', false, 'the PASID directory is not memory'],
   [0x51, 'sm-pasid-directory-not-present', true, 'the PASID directory entry is not present'],
   [0x52, 'sm-pasid-directory-reserved', true, 'the PASID directory entry sets reserved bits'],
-  [0x58, 'sm-pasid-access', true, 'the PASID table is not memory'],
+  [0x58, 'sm-pasid-access', false, 'the PASID table is not memory'],
   [0x59, 'sm-pasid-not-present', true, 'the PASID entry is not present'],
   [0x5a, 'sm-pasid-reserved', true, 'the PASID entry sets reserved bits'],
   [0x5b, 'sm-pasid-invalid', true, 'the PASID entry asks for what is not supported'],
@@ -59,7 +58,7 @@ const ROWS = [
   [0x71, 'fs-not-present', true, 'a first-stage entry is not present'],
   [0x72, 'fs-reserved', true, 'a first-stage entry sets reserved bits'],
   [0x73, 'fs-root-access', true, 'the top first-stage table is not memory'],
-  [0x74, 'nested-fs-beyond-width', true, 'a first-stage table lies beyond the second stage'],
+  [0x74, 'nested-beyond-width', true, 'a first-stage entry leads beyond the second stage'],
   [0x75, 'nested-fs-root-denied', true, 'the second stage denies the top first-stage table'],
   [0x76, 'nested-fs-denied', true, 'the second stage denies a first-stage table'],
   [0x77, 'nested-fs-write-denied', true, 'the second stage denies setting accessed or dirty'],
@@ -69,8 +68,8 @@ const ROWS = [
   [0x7b, 'ss-root-access', true, 'the top second-stage table is not memory'],
   [0x80, 'not-canonical', true, 'the address is not canonical for the first stage'],
   [0x81, 'user-denied', true, 'a first-stage entry is not for user requests'],
-  [0x83, 'sm-beyond-width', true, 'the address is beyond the width of the second stage'],
-  [0x84, 'nested-beyond-width', true, 'the first stage leads beyond the second stage'],
+  [0x83, 'beyond-host-width', true, 'the address is passed through beyond the host'],
+  [0x84, 'sm-beyond-width', true, 'the address is beyond the width of the second stage'],
   [0x85, 'sm-write-denied', true, 'the tables do not grant writing'],
   [0x86, 'sm-read-denied', true, 'the tables do not grant reading'],
   [0x87, 'sm-output-interrupt', true, 'the tables lead into the interrupt window 0xfee00000'],

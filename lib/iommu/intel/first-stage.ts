@@ -1,9 +1,9 @@
 /**
- * The walk of first-stage tables (VT-d 4.1, 3.6 and 9.7), alone or nested in a second stage (3.8).
+ * The walk of first-stage tables (VT-d 5.10, 3.6 and 9.7), alone or nested in a second stage (3.8).
  *
  * What is granted is kept by the device, which then reads and writes without asking: the accessed
  * bits, and the dirty bit of a page that is granted for writing, are set when it is granted, as
- * for a translation request that does not say "no write" (3.6.4). A refused request sets nothing.
+ * for a translation request, which counts as reading and writing (3.6.2, 4.2.3.1). A refused request sets nothing.
  * Not here: execute permission (ECAP.ERS is 0) and supervisor requests; all requests are the user's.
  */
 import { READ, WRITE } from '../../address'
@@ -17,7 +17,7 @@ import type { SecondStageRules } from './second-stage'
 import { walkSecondStage } from './second-stage'
 import type { WalkTrace } from './walk-trace'
 
-/** VT-d 4.1 9.7. What hardware ignores is named IGN; XD is, since nothing here executes. */
+/** VT-d 5.10 9.7. What hardware ignores is named IGN; XD is, since nothing here executes. */
 export const FIRST_STAGE_ENTRY = layout(64, [
   { name: 'P', from: 0, to: 0 },
   { name: 'RW', from: 1, to: 1 },
@@ -132,7 +132,7 @@ export class FirstStage {
       if ((entry & RW) === 0) granted &= ~WRITE
       if ((wanted & ~granted & WRITE) !== 0) return CODE['sm-write-denied']
       const leaf = level === 1 || ((entry & PS) !== 0 && level <= this.#leafLevel)
-      if (this.#reserved(entry, entryHigh, level, leaf, nesting)) return CODE['fs-reserved']
+      if (this.#reserved(entry, entryHigh, level, leaf)) return CODE['fs-reserved']
       this.#arrays[level] = region.u32
       this.#words[level] = word
       this.#entries[level] = entry
@@ -151,14 +151,8 @@ export class FirstStage {
   }
 
   /** Address bits that must be 0: beyond the host's width, and below a large leaf's size. */
-  #reserved(
-    entry: number,
-    entryHigh: number,
-    level: number,
-    leaf: boolean,
-    nesting: Readonly<Nesting> | undefined,
-  ): boolean {
-    if (nesting === undefined && (entryHigh & this.#beyondHost) !== 0) return true
+  #reserved(entry: number, entryHigh: number, level: number, leaf: boolean): boolean {
+    if ((entryHigh & this.#beyondHost) !== 0) return true
     if (!leaf) return level > this.#leafLevel && (entry & PS) !== 0
     const below = ((1 << (9 * (level - 1))) - 1) & ~PAT_BIT
     return ((entry >>> 12) & below) !== 0
@@ -166,11 +160,13 @@ export class FirstStage {
 
   /** Where a first-stage table of a nested walk is. @returns its page, or a code below 0 */
   #table(table: number, top: boolean, nesting: Readonly<Nesting>, trace?: WalkTrace): number {
-    if (table >= nesting.endPage) return -CODE['nested-fs-beyond-width']
+    if (table >= nesting.endPage) {
+      return -(top ? CODE['sm-pasid-invalid'] : CODE['nested-beyond-width'])
+    }
     const found = this.#second
     const { rules, root, levels } = nesting
     const code = walkSecondStage(this.#memory, rules, root, levels, table, READ, found, trace)
-    if (code === rules.codes.readDenied || code === rules.codes.notPresent) {
+    if (code === rules.codes.readDenied) {
       return -(top ? CODE['nested-fs-root-denied'] : CODE['nested-fs-denied'])
     }
     return code !== 0 ? -code : found.gpaPage + (table - found.firstPage)

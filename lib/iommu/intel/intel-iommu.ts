@@ -84,6 +84,7 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
       this.#registers,
       this.#faults,
       this.#spaces,
+      () => this.#translator.mode,
       send,
     )
     this.#registerInvalidation = new RegisterInvalidation(
@@ -91,6 +92,7 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
       has,
       this.#spaces,
       () => this.#queue.enabled,
+      () => this.#translator.mode,
     )
     this.#memory = memory
     this.#effects = this.#wire()
@@ -173,9 +175,14 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
     const command = (): void => {
       this.#command(this.#registers.word('GCMD'))
     }
+    // A queue that stopped goes on once its error is cleared (6.5.2); in QEMU, with the next tail.
+    const faultStatus = (): void => {
+      faults.statusWritten()
+      if (!this.capabilities.qemu) queue.tailWritten()
+    }
     const effects = new Map<RegisterName, Effect>([
       ['GCMD', { byte: 3, run: command }],
-      ['FSTS', { run: faults.statusWritten.bind(faults) }],
+      ['FSTS', { run: faultStatus }],
       ['FECTL', { run: faults.controlWritten.bind(faults) }],
       ['CCMD', { byte: 7, run: byRegister.contextCommand.bind(byRegister) }],
       ['IOTLB', { byte: 7, run: byRegister.iotlbCommand.bind(byRegister) }],
@@ -189,13 +196,14 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
     return effects
   }
 
-  /** One write may carry several commands: TE, SRTP, QIE, SIRTP, in this order. */
+  /** One write may carry several commands. ECAP.IR is 0: only QEMU answers SIRTP all the same. */
   #command(command: number): void {
     const changed = (command ^ this.#status) >>> 0
     if ((changed & TE.mask()) !== 0) this.#switchTranslation((command & TE.mask()) !== 0)
     if ((command & SRTP.mask()) !== 0) this.#setRootTable()
     if ((changed & QIE.mask()) !== 0) this.#switchQueue((command & QIE.mask()) !== 0)
-    if ((command & SIRTP.mask()) !== 0) this.#setStatus(SIRTP.mask(), true)
+    const { qemu } = this.capabilities
+    if (qemu && (command & SIRTP.mask()) !== 0) this.#setStatus(SIRTP.mask(), true)
   }
 
   #switchTranslation(on: boolean): void {

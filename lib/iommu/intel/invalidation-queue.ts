@@ -1,5 +1,5 @@
 /**
- * The invalidation queue (VT-d 4.1, 6.5.2): runs inside the write of IQT that moves its tail.
+ * The invalidation queue (VT-d 5.10, 6.5.2): runs inside the write of IQT that moves its tail.
  *
  * Every effect is synchronous, so that a wait descriptor completes, and IQH moves past it, only
  * after every notifier has returned. One write runs at most one queue full of descriptors (32768).
@@ -17,6 +17,7 @@ import type { Interrupt } from './event-message'
 import type { FaultLog } from './fault-log'
 import { ICS, IQA, IQERCD, IQT } from './registers'
 import type { RegisterName } from './registers'
+import { TABLE_MODE } from './translator'
 
 /** IQERCD.IQEI (11.4.9.9): why the queue stopped. 0 is success here. */
 const ERROR = {
@@ -27,13 +28,16 @@ const ERROR = {
   reserved: 4,
   width: 5,
   alignment: 6,
+  tableMode: 7,
 } as const
 type QueueError = (typeof ERROR)[keyof typeof ERROR]
 
 interface Kind {
   readonly structure: Layout<string>
-  /** 256-bit descriptors only. */
-  readonly wide?: boolean
+  /** In scalable mode only, with 256-bit descriptors. */
+  readonly scalable?: boolean
+  /** With ECAP.DT only. */
+  readonly deviceTlb?: boolean
   readonly run: () => QueueError
 }
 
@@ -43,12 +47,15 @@ export class InvalidationQueue {
   readonly #registers: RegisterFile<RegisterName>
   readonly #faults: FaultLog
   readonly #spaces: AddressSpaces
+  readonly #tableMode: () => number
   readonly #event: EventMessage
   readonly #kinds: ReadonlyMap<number, Kind>
   readonly #range = { firstPage: 0, lastPage: 0 }
 
   #enabled = false
   #running = false
+  /** IQA as it was when the queue was switched on. */
+  #iqa = 0n
   #base = 0
   #entries = 0
   #wide = false
@@ -64,6 +71,7 @@ export class InvalidationQueue {
     registers: RegisterFile<RegisterName>,
     faults: FaultLog,
     spaces: AddressSpaces,
+    tableMode: () => number,
     send: (interrupt: Interrupt) => void,
   ) {
     this.#memory = memory
@@ -71,6 +79,7 @@ export class InvalidationQueue {
     this.#registers = registers
     this.#faults = faults
     this.#spaces = spaces
+    this.#tableMode = tableMode
     this.#event = new EventMessage(registers, INVALIDATION_EVENT, send)
     this.#kinds = new Map(has.qemu ? this.#qemuKinds() : this.#allKinds())
   }
@@ -79,7 +88,10 @@ export class InvalidationQueue {
     return [
       [D.TYPE.context, { structure: D.CONTEXT_DESCRIPTOR, run: () => this.#context() }],
       [D.TYPE.iotlb, { structure: D.IOTLB_DESCRIPTOR, run: () => this.#iotlb() }],
-      [D.TYPE.deviceTlb, { structure: D.DEVICE_TLB_DESCRIPTOR, run: () => this.#deviceTlb() }],
+      [
+        D.TYPE.deviceTlb,
+        { structure: D.DEVICE_TLB_DESCRIPTOR, deviceTlb: true, run: () => this.#deviceTlb() },
+      ],
       [D.TYPE.interruptEntry, { structure: D.INTERRUPT_ENTRY_DESCRIPTOR, run: nothing }],
       [D.TYPE.wait, { structure: D.WAIT_DESCRIPTOR, run: () => this.#wait() }],
       ...(this.#has.scalable ? this.#scalableKinds() : []),
@@ -90,15 +102,20 @@ export class InvalidationQueue {
     return [
       [
         D.TYPE.pasidIotlb,
-        { structure: D.PASID_IOTLB_DESCRIPTOR, wide: true, run: () => this.#pasidIotlb() },
+        { structure: D.PASID_IOTLB_DESCRIPTOR, scalable: true, run: () => this.#pasidIotlb() },
       ],
       [
         D.TYPE.pasidCache,
-        { structure: D.PASID_CACHE_DESCRIPTOR, wide: true, run: () => this.#pasidCache() },
+        { structure: D.PASID_CACHE_DESCRIPTOR, scalable: true, run: () => this.#pasidCache() },
       ],
       [
         D.TYPE.pasidDeviceTlb,
-        { structure: D.PASID_DEVICE_TLB_DESCRIPTOR, wide: true, run: () => this.#pasidDeviceTlb() },
+        {
+          structure: D.PASID_DEVICE_TLB_DESCRIPTOR,
+          scalable: true,
+          deviceTlb: true,
+          run: () => this.#pasidDeviceTlb(),
+        },
       ],
     ]
   }
@@ -127,6 +144,7 @@ export class InvalidationQueue {
   enable(): void {
     const { qemu, addressWidth } = this.#has
     const iqa = this.#registers.get('IQA')
+    this.#iqa = iqa
     this.#wide = this.#has.scalable && IQA.field.DW.in(iqa) === 1
     const page = IQA.field.ADDR.in(iqa)
     this.#base = (qemu ? page % 2 ** (addressWidth - 12) : page) * 4096
@@ -179,7 +197,7 @@ export class InvalidationQueue {
 
   #run(): void {
     while (this.#enabled && !this.#faults.queueErrorPending) {
-      const error = this.#checkTail()
+      const error = this.#checkTail() || this.#checkMode()
       if (error !== ERROR.none) {
         this.#stop(error)
         return
@@ -206,7 +224,21 @@ export class InvalidationQueue {
     return this.#tail < this.#entries ? ERROR.none : ERROR.tail
   }
 
-  /** IQH stays at the descriptor that failed, until software corrects it and writes IQT again. */
+  /** Which widths of descriptors go with which tables (11.4.9.9, IQEI); QEMU takes all. */
+  #checkMode(): QueueError {
+    if (this.#has.qemu || this.#head === this.#tail) return ERROR.none
+    const wanted = IQA.field.DW.in(this.#iqa) === 1
+    switch (this.#tableMode()) {
+      case TABLE_MODE.legacy:
+        return wanted && !this.#has.scalable ? ERROR.width : ERROR.none
+      case TABLE_MODE.scalable:
+        return wanted ? ERROR.none : ERROR.width
+      default:
+        return ERROR.tableMode
+    }
+  }
+
+  /** IQH stays at the descriptor that failed, until software corrects it and clears IQE. */
   #stop(error: QueueError): void {
     if (!this.#has.qemu) this.#registers.set('IQERCD', IQERCD.field.IQEI.of(error))
     this.#faults.queueError()
@@ -228,11 +260,17 @@ export class InvalidationQueue {
     const type = TYPE.read(descriptor) + (this.#has.qemu ? 0 : extension)
     this.#lastType = type
     const kind = this.#kinds.get(type)
-    if (kind === undefined) return ERROR.type
-    if (kind.wide === true && !this.#wide) return ERROR.width
+    if (kind === undefined || !this.#isValid(kind)) return ERROR.type
     if (D.hasReservedBits(descriptor, kind.structure)) return ERROR.reserved
     if (this.#has.qemu && extension !== 0 && kind.run !== nothing) return ERROR.reserved
     return kind.run()
+  }
+
+  /** Types by table mode (6.5.2.11, table 26) and by ECAP.DT (6.5.2.5); QEMU takes all. */
+  #isValid(kind: Kind): boolean {
+    if (this.#has.qemu) return true
+    if (kind.deviceTlb === true && !this.#has.deviceTlb) return false
+    return kind.scalable !== true || this.#tableMode() === TABLE_MODE.scalable
   }
 
   #context(): QueueError {
@@ -325,7 +363,7 @@ export class InvalidationQueue {
     return ERROR.none
   }
 
-  /** The status is written, and the interrupt sent, after everything before it (6.5.2.8). */
+  /** The status is written, and the interrupt sent, after everything before it (6.5.2.9). */
   #wait(): QueueError {
     const { IF, SW, DATA, ADDR } = D.WAIT_DESCRIPTOR.field
     const d = this.#descriptor

@@ -1,5 +1,5 @@
 /**
- * From a source id to its PASID table entry, in scalable mode (VT-d 4.1, 3.4.3, 9.2, 9.4 to 9.6).
+ * From a source id to its PASID table entry, in scalable mode (VT-d 5.10, 3.4.3, 9.2, 9.4 to 9.6).
  *
  * Requests here carry no PASID, so that the context entry's RID_PASID stands in. Nothing is
  * cached. Not here: the walks of the stages that the entry names.
@@ -35,29 +35,23 @@ export const PASID_DIRECTORY_ENTRY = layout(64, [
   { name: 'SMPTBLPTR', from: 12, to: 63 },
 ])
 
-/** SSADE and EAFE are reserved: ECAP.SSADS and ECAP.EAFS are 0. Memory types are ignored. */
+/**
+ * SSADE, EAFE and the memory types are reserved: ECAP.SSADS, EAFS and MTS are 0. So is what belongs
+ * to a stage that the unit does not have.
+ */
 export const PASID_ENTRY = layout(512, [
   { name: 'P', from: 0, to: 0 },
   { name: 'FPD', from: 1, to: 1 },
   { name: 'AW', from: 2, to: 4 },
-  { name: 'SSEE', from: 5, to: 5 },
   { name: 'PGTT', from: 6, to: 8 },
   { name: 'SSPTPTR', from: 12, to: 63 },
   { name: 'DID', from: 64, to: 79 },
   { name: 'PWSNP', from: 87, to: 87 },
   { name: 'PGSNP', from: 88, to: 88 },
-  { name: 'CD', from: 89, to: 89 },
-  { name: 'EMTE', from: 90, to: 90 },
-  { name: 'EMT', from: 91, to: 93 },
-  { name: 'PWT', from: 94, to: 94 },
-  { name: 'PCD', from: 95, to: 95 },
-  { name: 'PAT', from: 96, to: 127 },
   { name: 'SRE', from: 128, to: 128 },
-  { name: 'ERE', from: 129, to: 129 },
   { name: 'FSPM', from: 130, to: 131 },
   { name: 'WPE', from: 132, to: 132 },
-  { name: 'NXE', from: 133, to: 133 },
-  { name: 'SMEP', from: 134, to: 134 },
+  { name: 'IGN', from: 133, to: 134 },
   { name: 'FSPTPTR', from: 140, to: 191 },
 ])
 
@@ -94,13 +88,10 @@ export class ScalableContext {
   readonly #contextReserved: Int32Array
   readonly #directoryReserved: Int32Array
   readonly #entryReserved: Int32Array
-  /** The first page beyond the host's width. */
-  readonly #hostEnd: number
 
   constructor(memory: TableMemory, has: Capabilities) {
     this.#memory = memory
     this.#has = has
-    this.#hostEnd = 2 ** (has.hostAddressWidth - 12)
     const { DTE, PASIDE, PASIDDIRPTR } = SCALABLE_CONTEXT_ENTRY.field
     this.#rootReserved = reservedBits(has, SCALABLE_ROOT_ENTRY, SCALABLE_ROOT_ENTRY.field.CTP)
     this.#contextReserved = reservedBits(has, SCALABLE_CONTEXT_ENTRY, PASIDDIRPTR)
@@ -111,7 +102,7 @@ export class ScalableContext {
       PASID_DIRECTORY_ENTRY,
       PASID_DIRECTORY_ENTRY.field.SMPTBLPTR,
     )
-    this.#entryReserved = reservedBits(has, PASID_ENTRY, PASID_ENTRY.field.SSPTPTR)
+    this.#entryReserved = reservedInEntry(has)
   }
 
   /** @returns 0, or the code of the fault */
@@ -136,7 +127,7 @@ export class ScalableContext {
     if (ats && CONTEXT.DTE.read(context) === 0) return CODE['sm-device-tlb-off']
     this.pasid = CONTEXT.RID_PASID.read(context)
     const index = Math.floor(this.pasid / TABLE_ENTRIES)
-    if (index >= LEAST_DIRECTORY << CONTEXT.PDTS.read(context)) return CODE['sm-rid-pasid']
+    if (index >= LEAST_DIRECTORY << CONTEXT.PDTS.read(context)) return CODE['sm-context-invalid']
     return this.#readDirectory(CONTEXT.PASIDDIRPTR.read(context) * 4096 + index * 8, trace)
   }
 
@@ -166,9 +157,7 @@ export class ScalableContext {
     this.secondStageLevels = ENTRY.AW.read(entry) + 2
     this.firstStageRoot = ENTRY.FSPTPTR.read(entry)
     this.firstStageLevels = ENTRY.FSPM.read(entry) + 4
-    if (!this.#supported()) return CODE['sm-pasid-invalid']
-    const beyondHost = this.firstStageRoot >= this.#hostEnd
-    return this.type === PASID_TYPE.firstStage && beyondHost ? CODE['sm-pasid-reserved'] : 0
+    return this.#supported() ? 0 : CODE['sm-pasid-invalid']
   }
 
   /** Types, widths and paging modes that CAP and ECAP report (9.6). */
@@ -192,4 +181,19 @@ export class ScalableContext {
         return false
     }
   }
+}
+
+/** What must be 0 in a PASID entry of this unit (9.6). */
+function reservedInEntry(has: Capabilities): Int32Array {
+  const { AW, SSPTPTR, PGSNP, WPE, FSPM, FSPTPTR } = ENTRY
+  const mask = reservedBits(has, PASID_ENTRY, SSPTPTR)
+  const fields = [
+    ...(has.secondStage ? [] : [AW, SSPTPTR]),
+    ...(has.firstStage ? [] : [WPE, FSPM, FSPTPTR]),
+    ...(has.snoopControl ? [] : [PGSNP]),
+  ]
+  const first = reservedBits(has, PASID_ENTRY, FSPTPTR)
+  return mask.map((bits, word) =>
+    fields.reduce((sum, field) => sum | field.mask(word), bits | first[word]),
+  )
 }

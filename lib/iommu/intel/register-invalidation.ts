@@ -1,6 +1,6 @@
 /**
  * Invalidation by register, the older way: CCMD for context entries, IOTLB with IVA for pages
- * (VT-d 4.1, 6.5.1). Done when the write that sets ICC or IVT returns.
+ * (VT-d 5.10, 6.5.1). Done when the write that sets ICC or IVT returns.
  *
  * While the queue is on these commands are not taken, and the bit that starts them stays set.
  */
@@ -11,23 +11,27 @@ import type { Capabilities } from './capabilities'
 import { FUNCTION_MASK, GRANULARITY } from './descriptors'
 import { CCMD, IOTLB, IVA } from './registers'
 import type { RegisterName } from './registers'
+import { TABLE_MODE } from './translator'
 
 export class RegisterInvalidation {
   readonly #registers: RegisterFile<RegisterName>
   readonly #spaces: AddressSpaces
   readonly #qemu: boolean
   readonly #queueEnabled: () => boolean
+  readonly #tableMode: () => number
 
   constructor(
     registers: RegisterFile<RegisterName>,
     has: Capabilities,
     spaces: AddressSpaces,
     queueEnabled: () => boolean,
+    tableMode: () => number,
   ) {
     this.#registers = registers
     this.#spaces = spaces
     this.#qemu = has.qemu
     this.#queueEnabled = queueEnabled
+    this.#tableMode = tableMode
   }
 
   /** After software wrote the byte of CCMD that holds ICC. */
@@ -35,7 +39,7 @@ export class RegisterInvalidation {
     const { ICC, CIRG, CAIG } = CCMD.field
     const command = this.#registers.get('CCMD')
     if (ICC.in(command) === 0 || this.#queueEnabled()) return
-    const done = this.#context(command, CIRG.in(command))
+    const done = this.#isLegacy() ? this.#context(command, CIRG.in(command)) : 0
     this.#registers.set('CCMD', (command & ~(ICC.bits | CAIG.bits)) | CAIG.of(done))
   }
 
@@ -44,11 +48,16 @@ export class RegisterInvalidation {
     const { IVT, IIRG, IAIG } = IOTLB.field
     const command = this.#registers.get('IOTLB')
     if (IVT.in(command) === 0 || this.#queueEnabled()) return
-    const done = this.#iotlb(command, IIRG.in(command))
+    const done = this.#isLegacy() ? this.#iotlb(command, IIRG.in(command)) : 0
     this.#registers.set('IOTLB', (command & ~(IVT.bits | IAIG.bits)) | IAIG.of(done))
   }
 
-  /** @returns the granularity that was done, or 0 for a reserved one (11.4.6) */
+  /** In other table modes these registers do nothing, and say so (11.4.6.1, 11.4.6.3). */
+  #isLegacy(): boolean {
+    return this.#qemu || this.#tableMode() === TABLE_MODE.legacy
+  }
+
+  /** @returns the granularity that was done, or 0 for a reserved one (11.4.6.1) */
   #context(command: bigint, granularity: number): number {
     const { DID, SID, FM } = CCMD.field
     switch (granularity) {
@@ -66,7 +75,7 @@ export class RegisterInvalidation {
     }
   }
 
-  /** @returns the granularity that was done, or 0 for a reserved one or too wide a mask (11.4.8) */
+  /** @returns the granularity that was done, or 0 for a reserved one or too wide a mask (11.4.6.3) */
   #iotlb(command: bigint, granularity: number): number {
     const domain = IOTLB.field.DID.in(command)
     switch (granularity) {

@@ -1,5 +1,5 @@
 /**
- * The registers of the unit and the fields inside them (VT-d 4.1, 11.4): tables only.
+ * The registers of the unit and the fields inside them (VT-d 5.10, 11.4): tables only.
  *
  * What a write to one of them sets off is in `intel-iommu.ts`, by register name.
  */
@@ -56,11 +56,12 @@ export function registerTable(has: Capabilities): readonly Register<RegisterName
     { name: 'IQA', offset: 0x90, size: 8, writable: 0xfffffffffffff807n },
     { name: 'ICS', offset: 0x9c, size: 4, write1clear: 0x1n },
     { name: 'IECTL', offset: 0xa0, size: 4, reset: 0x80000000n, writable: 0x80000000n },
-    { name: 'IEDATA', offset: 0xa4, size: 4, writable: 0xffffffffn },
+    { name: 'IEDATA', offset: 0xa4, size: 4, writable: has.qemu ? 0xffffffffn : 0xffffn },
     { name: 'IEADDR', offset: 0xa8, size: 4, writable: 0xfffffffcn },
     { name: 'IEUADDR', offset: 0xac, size: 4, writable: upperAddress },
     { name: 'IQERCD', offset: 0xb0, size: 8 },
-    { name: 'IRTA', offset: 0xb8, size: 8, writable: 0xfffffffffffff80fn },
+    // Reserved without interrupt remapping (11.4.10); QEMU keeps it.
+    { name: 'IRTA', offset: 0xb8, size: 8, writable: has.qemu ? 0xfffffffffffff80fn : 0n },
     { name: 'PQH', offset: 0xc0, size: 8 },
     { name: 'PQT', offset: 0xc8, size: 8 },
     { name: 'PQA', offset: 0xd0, size: 8 },

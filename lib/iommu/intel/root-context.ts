@@ -1,5 +1,5 @@
 /**
- * From a source id to its context entry, in legacy mode (VT-d 4.1, 3.4.2, 9.1 and 9.3).
+ * From a source id to its context entry, in legacy mode (VT-d 5.10, 3.4.2, 9.1 and 9.3).
  *
  * Nothing is cached: an entry is read again for each walk, so what the guest has invalidated can
  * never come back. Not here: the walk of the tables that the entry names.
@@ -52,12 +52,16 @@ export class LegacyContext {
   readonly #has: Capabilities
   readonly #rootReserved: Int32Array
   readonly #contextReserved: Int32Array
+  /** Bits of the upper word of SSPTPTR that the host does not have. */
+  readonly #beyondHost: number
 
   constructor(memory: TableMemory, has: Capabilities) {
     this.#memory = memory
     this.#has = has
     this.#rootReserved = reservedBits(has, ROOT_ENTRY, ROOT_ENTRY.field.CTP)
-    this.#contextReserved = reservedBits(has, CONTEXT_ENTRY, CONTEXT_ENTRY.field.SSPTPTR)
+    this.#contextReserved = Int32Array.from(CONTEXT_ENTRY.reserved)
+    const reserved = reservedBits(has, CONTEXT_ENTRY, CONTEXT_ENTRY.field.SSPTPTR)
+    this.#beyondHost = reserved[1]
   }
 
   /**
@@ -96,17 +100,20 @@ export class LegacyContext {
     this.faultDisabled = (low & FPD) !== 0
     if ((low & P) === 0) return CODE['context-not-present']
     const bad = this.#contextReserved
-    if (((low & bad[0]) | (high & bad[1]) | (third & bad[2]) | u32[c + 3]) !== 0) {
+    this.translationType = (low & TT) >>> TT_SHIFT
+    // Pass-through ignores SSPTPTR (9.3); QEMU checks it all the same.
+    const ignored = this.translationType === TRANSLATION_TYPE.passThrough && !this.#has.qemu
+    const beyond = ignored ? 0 : high & this.#beyondHost
+    if (((low & bad[0]) | beyond | (third & bad[2]) | u32[c + 3]) !== 0) {
       return CODE['context-reserved']
     }
-    this.translationType = (low & TT) >>> TT_SHIFT
     this.tableRoot = high * 0x100000 + (low >>> 12)
     this.levels = (third & AW) + 2
     this.domain = (third & DID) >>> DID_SHIFT
     return this.#judge(ats)
   }
 
-  /** What hardware supports (9.3, TT and AW; 4.1 for requests of a device TLB). */
+  /** What hardware supports (9.3, TT and AW). */
   #judge(ats: boolean): number {
     const has = this.#has
     if (this.levels < 3 || this.levels > has.levels) return CODE['context-invalid']

@@ -1,5 +1,5 @@
 /**
- * The walk of second-stage tables (VT-d 4.1, 3.7 and 9.8), in numbers: the hot path of a miss.
+ * The walk of second-stage tables (VT-d 5.10, 3.7 and 9.8), in numbers: the hot path of a miss.
  *
  * A page number has up to 52 bits, more than a bit operation takes, so the walk splits it once
  * into the index bits of levels 1 to 3 and those of levels 4 and 5. Not here: which table belongs
@@ -13,7 +13,7 @@ import type { Capabilities } from './capabilities'
 import { CODE } from './faults'
 import type { WalkTrace } from './walk-trace'
 
-/** VT-d 4.1 9.8. What hardware ignores is named IGN; ADDR is checked against the host's width. */
+/** VT-d 5.10 9.8. What hardware ignores is named IGN; ADDR is checked against the host's width. */
 export const SECOND_STAGE_ENTRY = layout(64, [
   { name: 'R', from: 0, to: 0 },
   { name: 'W', from: 1, to: 1 },
@@ -41,7 +41,7 @@ const READS = 4
 
 /** The codes that a walk ends with; legacy and scalable mode number them differently. */
 export interface SecondStageCodes {
-  /** 0: legacy mode has no code for an entry without R and W, but those for a refused access. */
+  /** For neither R nor W over all levels. 0: legacy mode has those for a refused access only. */
   readonly notPresent: number
   readonly readDenied: number
   readonly writeDenied: number
@@ -79,7 +79,7 @@ export class SecondStageRules {
     this.leafLevel = has.leafLevel
     this.reserved = new Int32Array(6 * 4)
     const beyondHost = ADDR.bits & ~((1n << BigInt(has.hostAddressWidth)) - 1n)
-    const snoop = has.snoopControl || has.scalable ? 0n : SNP.bits
+    const snoop = has.snoopControl || (has.qemu && has.scalable) ? 0n : SNP.bits
     const transient = has.qemu && has.deviceTlb ? 0n : TM.bits
     for (let level = 1; level <= 5; level++) {
       const table = beyondHost | SNP.bits | TM.bits | (level > has.leafLevel ? PS.bits : 0n)
@@ -138,7 +138,7 @@ export function walkSecondStage(
     }
     granted &= entry & BOTH
     if (granted === 0 || (granted & wanted) !== wanted) {
-      if ((entry & BOTH) === 0 && codes.notPresent !== 0) return codes.notPresent
+      if (granted === 0 && codes.notPresent !== 0) return codes.notPresent
       return (wanted & ~granted & W_BIT) !== 0 ? codes.writeDenied : codes.readDenied
     }
     const leaf = level === 1 || ((entry & LEAF) !== 0 && level <= leafLevel)

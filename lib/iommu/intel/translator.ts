@@ -1,6 +1,6 @@
 /**
  * One request through the unit: from RTADDR's tables to a range of guest memory, or to the code
- * of the fault (VT-d 4.1, 3.3 to 3.7). Numbers only; nothing is allocated and nothing is cached:
+ * of the fault (VT-d 5.10, 3.3 to 3.7). Numbers only; nothing is allocated and nothing is cached:
  * the kernel's device IOTLB is the cache, and a walk costs some tens of nanoseconds.
  *
  * Not here: recording a fault (`fault-log.ts`) and telling the device (`address-space.ts`).
@@ -18,7 +18,7 @@ import { LegacyContext, TRANSLATION_TYPE } from './root-context'
 import { LEGACY_CODES, SCALABLE_CODES, SecondStageRules, walkSecondStage } from './second-stage'
 import type { WalkTrace } from './walk-trace'
 
-/** A device's request in this window is an interrupt, not memory (VT-d 4.1 3.14). */
+/** A device's request in this window is an interrupt, not memory (VT-d 5.10 3.15). */
 export const INTERRUPT_FIRST_PAGE = 0xfee00
 export const INTERRUPT_LAST_PAGE = 0xfeeff
 
@@ -38,6 +38,8 @@ export class Translator {
   pasid = 0
   faultDisabled = false
   reachedTables = false
+  /** The result is not, or not only, a second-stage leaf: its iova is none of the second stage. */
+  firstStage = false
   /** Sees every entry that is read; with one, nothing is marked as accessed or dirty. */
   trace: WalkTrace | undefined = undefined
 
@@ -124,13 +126,14 @@ export class Translator {
     if (refused !== 0) return refused
     this.domain = context.domain
     this.pasid = 0
+    this.firstStage = false
     this.reachedTables = true
     const { levels } = context
     const endPage = this.#endPages[levels]
     if (context.translationType === TRANSLATION_TYPE.passThrough) {
       if (this.#has.qemu) return this.#identity(page, LAST_PAGE, out)
-      if (page >= endPage) return CODE['beyond-width']
-      return this.#identity(page, endPage - 1, out)
+      const end = Math.min(endPage, this.#hostEnd)
+      return page >= end ? CODE['beyond-width'] : this.#identity(page, end - 1, out)
     }
     if (page >= endPage) return CODE['beyond-width']
     const code = walkSecondStage(
@@ -159,6 +162,7 @@ export class Translator {
     if (refused !== 0) return refused
     this.domain = context.domain
     this.pasid = context.pasid
+    this.firstStage = context.type === PASID_TYPE.firstStage || context.type === PASID_TYPE.nested
     const code = this.#walkStages(context, page, wanted, out)
     if (code !== 0 || context.type === PASID_TYPE.passThrough) return code
     return this.#trim(page, out, CODE['sm-output-interrupt'])
@@ -179,7 +183,7 @@ export class Translator {
     nesting.endPage = this.#endPages[context.secondStageLevels] ?? 0
     switch (type) {
       case PASID_TYPE.passThrough:
-        return page >= hostEnd ? CODE['sm-beyond-width'] : this.#identity(page, hostEnd - 1, out)
+        return page >= hostEnd ? CODE['beyond-host-width'] : this.#identity(page, hostEnd - 1, out)
       case PASID_TYPE.secondStage:
         if (page >= nesting.endPage) return CODE['sm-beyond-width']
         return walkSecondStage(
@@ -211,7 +215,7 @@ export class Translator {
 
   /**
    * Takes the interrupt window out of a leaf, on both of its sides: as an iova it is never
-   * translated, and no table may lead into it (3.14). QEMU refuses the leaf as a whole.
+   * translated, and no table may lead into it (3.15). QEMU refuses the leaf as a whole.
    */
   #trim(page: number, out: PageTranslation, code: number): number {
     const { firstPage, lastPage, gpaPage } = out

@@ -29,7 +29,7 @@ describe('CAP and ECAP as QEMU 7.2.22 reports them for the same options', () => 
   })
 })
 
-describe('CAP and ECAP (VT-d 4.1 11.4.2, 11.4.3)', () => {
+describe('CAP and ECAP (VT-d 5.10 11.4.2, 11.4.3)', () => {
   const cap = (options: IntelIommuOptions, field: keyof typeof CAP.field): number =>
     CAP.field[field].in(capabilities(options).cap)
   const ecap = (options: IntelIommuOptions, field: keyof typeof ECAP.field): number =>

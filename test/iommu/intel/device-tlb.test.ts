@@ -1,4 +1,4 @@
-/** The size encoding of device-TLB descriptors (VT-d 4.1 6.5.2.5), as observed too. */
+/** The size encoding of device-TLB descriptors (VT-d 5.10 6.5.2.5), as observed too. */
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { LAST_PAGE } from '../../../lib/address'

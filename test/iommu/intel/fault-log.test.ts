@@ -1,4 +1,4 @@
-/** Recording: registers, FSTS and the fault event (VT-d 4.1, 7.2 and 7.3). */
+/** Recording: registers, FSTS and the fault event (VT-d 5.10, 7.2 and 7.3). */
 import { describe, expect, it } from 'vitest'
 import { iova } from '../../../lib/address'
 import type { Interrupt } from '../../../lib/iommu/intel/event-message'
@@ -204,7 +204,7 @@ describe('what is not a fault', () => {
     expect(guest.fault).toBeUndefined()
   })
 
-  it('an access to the interrupt window has none recorded (3.14)', () => {
+  it('an access to the interrupt window has none recorded (3.15)', () => {
     const guest = faulting()
     expect(guest.translate(0xfee00000n)).toMatchObject({ reason: { name: 'interrupt-window' } })
     expect(guest.fault).toBeUndefined()

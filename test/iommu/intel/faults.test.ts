@@ -1,4 +1,4 @@
-/** Every reason of legacy mode, as a guest would cause it (VT-d 4.1 7.1.3), and FPD. */
+/** Every reason of legacy mode, as a guest would cause it (VT-d 5.10 7.1.3), and FPD. */
 import { describe, expect, it } from 'vitest'
 import type { Access } from '../../../lib/address'
 import { FAULT_REASONS, faultReason } from '../../../lib/iommu/intel/faults'

@@ -1,4 +1,4 @@
-/** First-stage and nested translation (VT-d 4.1, 3.6, 3.8 and 9.7). */
+/** First-stage and nested translation (VT-d 5.10, 3.6, 3.8 and 9.7). */
 import { describe, expect, it } from 'vitest'
 import { pageOf } from '../../../lib/address'
 import { SCALABLE_CODES, SecondStageRules } from '../../../lib/iommu/intel/second-stage'
@@ -22,6 +22,12 @@ function nested(permission = 3): ScalableGuest {
   const guest = new ScalableGuest().start({ type: 3 })
   guest.mapTables(permission)
   return guest
+}
+
+/** The same second stage with 3 levels, for 39 bits. @returns where the PASID entry is */
+function narrow(guest: ScalableGuest): number {
+  guest.tableRoot = guest.entryAt(0n, 3) & ~0xfff
+  return guest.pasidEntry({ type: 3, width: 1 })
 }
 
 /** The entries on the way to an address, from the top table down. */
@@ -163,7 +169,7 @@ describe('faults of the first stage', () => {
   })
 })
 
-describe('accessed and dirty bits (3.6.4)', () => {
+describe('accessed and dirty bits (3.6.2, 4.2.3.1)', () => {
   it('are set when the page is granted: accessed on the way, dirty where writing is granted', () => {
     const guest = first()
     guest.mapFirst(0x1000n, 0x5000n)
@@ -273,28 +279,53 @@ describe('nested translation', () => {
   it.each<[string, number, (guest: ScalableGuest) => void]>([
     [
       'the top table lies beyond the second stage',
-      0x74,
+      0x5b,
       (g) => {
-        g.memory.setU64(g.pasidEntry({ type: 3 }) + 16, 1n << 48n)
+        g.memory.setU64(narrow(g) + 16, 1n << 39n)
       },
     ],
     [
       'a lower table lies beyond the second stage',
       0x74,
       (g) => {
-        g.memory.setU64(entries(g, 0x5000n)[0], (1n << 48n) | 7n)
+        narrow(g)
+        g.memory.setU64(entries(g, 0x5000n)[0], (1n << 39n) | 7n)
       },
     ],
     [
-      'the second stage does not map the top table',
+      'the page lies beyond the second stage',
+      0x74,
+      (g) => {
+        narrow(g)
+        g.mapFirst(0x5000n, 1n << 39n)
+      },
+    ],
+    [
+      'a first-stage entry leads beyond the host',
+      0x72,
+      (g) => {
+        g.mapFirst(0x5000n, 1n << 48n)
+      },
+    ],
+    [
+      'the second stage does not let the top table be read',
       0x75,
       (g) => {
+        g.map(0x90000000n, BigInt(g.firstRoot), 2)
         g.memory.setU64(g.pasidEntry({ type: 3 }) + 16, 0x90000000n)
       },
     ],
     [
-      'the second stage does not map a lower table',
+      'the second stage does not let a lower table be read',
       0x76,
+      (g) => {
+        g.map(0x90000000n, 0x5000n, 2)
+        g.memory.setU64(entries(g, 0x5000n)[0], 0x90000007n)
+      },
+    ],
+    [
+      'the second stage does not map a table at all',
+      0x79,
       (g) => {
         g.memory.setU64(entries(g, 0x5000n)[0], 0x90000007n)
       },
@@ -311,13 +342,6 @@ describe('nested translation', () => {
       0x79,
       (g) => {
         g.mapFirst(0x5000n, 0xa0000000n)
-      },
-    ],
-    [
-      'the page lies beyond the second stage',
-      0x84,
-      (g) => {
-        g.mapFirst(0x5000n, 1n << 48n)
       },
     ],
     [

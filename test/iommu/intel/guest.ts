@@ -251,10 +251,13 @@ export class ScalableGuest extends Guest {
   pasidEntry(entry: PasidEntry = {}): number {
     const { type = 2, domain = 7, pasid = 0, width = this.width, mode = 0, fpd = 0, p = 1 } = entry
     const at = AT.pasids + (pasid % 64) * 64
-    const low = BigInt(this.tableRoot) | BigInt(p | (fpd << 1) | (width << 2) | (type << 6))
-    this.memory.setU64(at, low)
+    // What belongs to a stage that the unit does not have is reserved (9.6).
+    const { firstStage = true, secondStage = true } = this.options
+    const second = secondStage ? BigInt(this.tableRoot) | BigInt(width << 2) : 0n
+    const first = firstStage ? BigInt(this.firstRoot) | BigInt(mode << 2) : 0n
+    this.memory.setU64(at, second | BigInt(p | (fpd << 1) | (type << 6)))
     this.memory.setU64(at + 8, BigInt(domain))
-    this.memory.setU64(at + 16, BigInt(this.firstRoot) | BigInt(mode << 2))
+    this.memory.setU64(at + 16, first)
     return at
   }
 

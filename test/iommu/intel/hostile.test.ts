@@ -12,7 +12,7 @@ import { PlainMemory } from '../plain-memory'
 const RUNS = Number(process.env['RUNS'] ?? 100_000)
 const SEED = Number(process.env['SEED'] ?? 7)
 const OPERATIONS_PER_WORLD = 1000
-/** VT-d 4.1 11.4.9.3: QS is at most 7, for 2^15 descriptors of 16 bytes. */
+/** VT-d 5.10 11.4.9.3: QS is at most 7, for 2^15 descriptors of 16 bytes. */
 const MOST_DESCRIPTORS = 2 ** 15
 
 const INTERESTING = [
@@ -42,7 +42,8 @@ class World {
       this.iommu.addressSpace(source).notify({ invalidate: () => this.notifications++ })
     }
     this.iommu.on('interrupt', () => this.interrupts++)
-    const kind = { addressWidth: 48, hostAddressWidth: 48, faults: 0.02 }
+    const stages = { firstStage: scalableMode, secondStage: true }
+    const kind = { addressWidth: 48, hostAddressWidth: 48, faults: 0.02, ...stages }
     stir(this.memory, random, kind, 5, scalableMode)
     this.iommu.write(0x20, 0x5000n | (scalableMode ? 0x400n : 0n), 8)
     this.iommu.write(0x18, 0x40000000n, 4)

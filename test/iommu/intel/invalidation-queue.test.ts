@@ -1,4 +1,4 @@
-/** The queue itself: registers, order, errors and waits (VT-d 4.1 6.5.2, 11.4.9). */
+/** The queue itself: registers, order, errors and waits (VT-d 5.10 6.5.2, 11.4.9). */
 import { describe, expect, it } from 'vitest'
 import type { Interrupt } from '../../../lib/iommu/intel/event-message'
 import { AT, GCMD, Guest, REG, ScalableGuest } from './guest'
@@ -35,8 +35,8 @@ describe('the queue', () => {
     guest.command(GCMD.QIE)
     guest.write('IQT', 511 * 16)
     expect([guest.read('FSTS'), cause(guest)]).toEqual([IQE, 3])
-    guest.write('FSTS', IQE)
     guest.write('IQT', 512 * 16)
+    guest.write('FSTS', IQE)
     expect([guest.read('FSTS'), cause(guest)]).toEqual([IQE, 1])
   })
 
@@ -97,16 +97,15 @@ describe('the queue', () => {
 })
 
 describe('an invalidation queue error (6.5.2.11)', () => {
-  it('stops at the descriptor; clearing IQE is not enough, the next tail write goes on', () => {
+  it('stops at the descriptor; a new tail is not enough, clearing IQE goes on', () => {
     const guest = new Guest().start()
     guest.submit(GLOBAL_IOTLB, [0n, 0n], status(5n))
     expect([guest.head, guest.read('FSTS'), guest.memory.u32(AT.status)]).toEqual([1, IQE, 0])
     guest.memory.setU64(AT.queue + 16, 0x12n)
     guest.write('IQT', 3 * 16)
     expect(guest.head).toBe(1)
+    expect(guest.memory.u32(AT.status)).toBe(0)
     guest.write('FSTS', IQE)
-    expect([guest.head, guest.memory.u32(AT.status)]).toEqual([1, 0])
-    guest.write('IQT', 3 * 16)
     expect([guest.head, guest.memory.u32(AT.status)]).toEqual([3, 5])
   })
 
@@ -196,7 +195,7 @@ describe('an invalidation queue error (6.5.2.11)', () => {
   })
 })
 
-describe('a wait descriptor (6.5.2.8)', () => {
+describe('a wait descriptor (6.5.2.9)', () => {
   function armed(masked = false): { guest: Guest; sent: Interrupt[] } {
     const guest = new Guest().start()
     const sent: Interrupt[] = []
@@ -369,20 +368,50 @@ describe('256-bit descriptors (6.5.2, IQA.DW)', () => {
     expect([guest.read('FSTS'), cause(guest)]).toEqual([IQE, 4])
   })
 
-  it.each([6, 7, 8])('carry type %i, which a 128-bit queue refuses', (type) => {
-    const guest = new ScalableGuest()
+  it.each([6, 7, 8])('carry type %i in scalable mode only (table 26)', (type) => {
+    const guest = new ScalableGuest().start()
+    const descriptor = BigInt(type) | (type === 6 ? 0x20n : 0n)
+    guest.submit([descriptor, 0n])
+    expect(guest.read('FSTS')).toBe(0)
+    guest.write('RTADDR', BigInt(AT.root), 8)
+    guest.command(GCMD.SRTP)
+    expect(guest.wait()).toBe(true)
+    guest.submit([descriptor, 0n])
+    expect([guest.read('FSTS'), cause(guest)]).toEqual([IQE, 3])
+  })
+
+  it('are an error without ECAP.SMTS (11.4.9.3)', () => {
+    const guest = new Guest().start({ queue: false })
+    guest.write('IQA', BigInt(AT.queue) | (1n << 11n), 8)
+    guest.command(GCMD.QIE)
+    expect(guest.wait()).toBe(false)
+    expect([guest.read('FSTS'), cause(guest)]).toEqual([IQE, 5])
+  })
+
+  it('are needed in scalable mode (11.4.9.9)', () => {
+    const guest = new ScalableGuest().start()
+    guest.command(0, GCMD.QIE)
     guest.write('IQA', BigInt(AT.queue), 8)
     guest.command(GCMD.QIE)
-    guest.memory.setU64(AT.queue, BigInt(type) | (type === 6 ? 0x20n : 0n))
     guest.write('IQT', 16)
     expect([guest.read('FSTS'), cause(guest)]).toEqual([IQE, 5])
   })
 
-  it('are not there without scalable mode, whatever DW says', () => {
-    const guest = new Guest().start({ queue: false })
-    guest.write('IQA', BigInt(AT.queue) | (1n << 11n), 8)
-    guest.command(GCMD.QIE)
-    expect(guest.wait()).toBe(true)
+  it('no descriptor is valid in a table mode that is not (table 26)', () => {
+    const guest = new ScalableGuest().start()
+    guest.write('RTADDR', BigInt(AT.root) | (2n << 10n), 8)
+    guest.command(GCMD.SRTP)
+    expect(guest.wait()).toBe(false)
+    expect([guest.read('FSTS'), cause(guest)]).toEqual([IQE, 7])
+  })
+
+  it.each([
+    ['a device-TLB descriptor', 0x03n],
+    ['a PASID-device-TLB descriptor', 0x08n],
+  ])('%s is unknown without ECAP.DT (6.5.2.5, 6.5.2.6)', (_, descriptor) => {
+    const guest = new ScalableGuest({ deviceTlb: false }).start()
+    guest.submit([descriptor, 0n])
+    expect([guest.read('FSTS'), cause(guest)]).toEqual([IQE, 3])
   })
 
   it.each([

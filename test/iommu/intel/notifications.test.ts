@@ -307,6 +307,26 @@ describe('scalable mode', () => {
     expect(heard).toEqual(off === undefined ? [] : [off])
   })
 
+  it.each([
+    ['second stage', 2, range(0x4000n, 0x5fffn, 'iotlb')],
+    ['first stage', 1, everything('iotlb')],
+    ['nested stages', 3, everything('iotlb')],
+  ] as const)('pages of the second stage, under %s (6.5.2.3, table 23)', (_, type, expected) => {
+    const other = new ScalableGuest().start({ type, domain: 7 })
+    other.mapTables()
+    other.mapFirst(0x12345000n, 0x5000n)
+    if (type === 2) other.map(0x800000n, 0x9000n)
+    expect(other.code(type === 2 ? 0x5000n : 0x12345000n)).toBe(0)
+    const told = other.listen()
+    other.submit([0x32n | (7n << 16n), 0x5000n | 1n])
+    expect(told).toEqual([expected])
+  })
+
+  it('a context entry has no domain: any domain means all (6.5.2.1)', () => {
+    guest.submit([0x21n | (99n << 16n), 0n])
+    expect(heard).toEqual([everything('context')])
+  })
+
   it('a switch of the table mode takes everything back', () => {
     guest.write('RTADDR', BigInt(AT.root), 8)
     guest.command(GCMD.SRTP)

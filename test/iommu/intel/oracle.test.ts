@@ -24,7 +24,7 @@ function someOptions(random: Random, scalable: boolean): IntelIommuOptions {
   const stages = random.pick([0, 1, 2, 2, 2])
   return {
     addressWidth: random.pick([39, 48, 57] as const),
-    ...(random.chance(0.3) ? { hostAddressWidth: random.pick([36, 46, 52]) } : {}),
+    ...(random.chance(0.3) ? { hostAddressWidth: random.pick([36, 39]) } : {}),
     deviceTlb: random.chance(0.95),
     superpages: random.pick(['none', '2M', '1G', '1G'] as const),
     passThrough: random.chance(0.9),
@@ -76,6 +76,8 @@ class World {
     const kind = {
       addressWidth: expected.addressWidth,
       hostAddressWidth: expected.hostAddressWidth,
+      firstStage: expected.firstStage,
+      secondStage: expected.secondStage,
       faults: random.pick([0, 0.005, 0.05]),
     }
     this.iommu = new IntelIommu(this.memory, options)
@@ -164,7 +166,7 @@ function run(seed: number, scalable: boolean, requests: number): void {
 
 /** 7.1.3: faults before the context entry is read cannot be qualified by its FPD. */
 function isQualified(code: number): boolean {
-  return ![0x01, 0x08, 0x09, 0x0a, 0x30, 0x38, 0x39, 0x3a, 0x40].includes(code)
+  return ![0x01, 0x08, 0x09, 0x0a, 0x30, 0x38, 0x39, 0x3a, 0x40, 0x50, 0x58].includes(code)
 }
 
 function outcome(result: ReturnType<World['ask']>) {
@@ -184,8 +186,8 @@ function describeRequest({ source, address, read, write, ats }: OracleRequest): 
 /** What a run of 10,000 meets for certain; rarer ones have tests of their own. */
 const LEGACY_OUTCOMES = [0, 1, 2, 3, 4, 5, 6, 7, 9, 0xa, 0xb, 0xc, 0xd, 0xe, 0x30, 0x100]
 const SCALABLE_OUTCOMES = [
-  ...[0, 0x30, 0x39, 0x3a, 0x40, 0x41, 0x42, 0x44, 0x48, 0x50, 0x51, 0x52, 0x58, 0x59, 0x5a],
-  ...[0x5b, 0x70, 0x71, 0x72, 0x75, 0x78, 0x79, 0x7a, 0x80, 0x81, 0x83, 0x85, 0x86, 0x100],
+  ...[0, 0x30, 0x39, 0x3a, 0x40, 0x41, 0x42, 0x43, 0x44, 0x51, 0x52, 0x58, 0x59, 0x5a],
+  ...[0x5b, 0x70, 0x71, 0x72, 0x75, 0x78, 0x79, 0x7a, 0x80, 0x81, 0x84, 0x85, 0x86, 0x100],
 ]
 
 describe.each([
@@ -199,6 +201,6 @@ describe.each([
     }
     if (process.env['SEEN'] !== undefined) console.log(seen)
     const certain = RUNS >= 100_000 || (RUNS === 10_000 && process.env['SEED'] === undefined)
-    if (certain) expect([...seen.keys()]).toEqual(expect.arrayContaining([...codes]))
+    if (certain) expect(codes.filter((code) => !seen.has(code))).toEqual([])
   })
 })

@@ -1,4 +1,4 @@
-/** Scalable mode from the root entry to the PASID entry, and its second stage (VT-d 4.1 7.1.3, 9). */
+/** Scalable mode from the root entry to the PASID entry, and its second stage (VT-d 5.10 7.1.3, 9). */
 import { describe, expect, it } from 'vitest'
 import type { Access } from '../../../lib/address'
 import { faultReason } from '../../../lib/iommu/intel/faults'
@@ -66,7 +66,7 @@ const CASES: readonly Case[] = [
   },
   {
     name: 'RID_PASID beyond the directory',
-    code: 0x48,
+    code: 0x43,
     arrange: (g) => {
       g.scalableContext({ pasid: 128 * 64 })
     },
@@ -74,13 +74,19 @@ const CASES: readonly Case[] = [
   {
     name: 'directory access',
     code: 0x50,
+    unqualified: true,
     arrange: (g) => {
       g.memory.setU64(CONTEXT, OUTSIDE | 5n)
     },
   },
   { name: 'directory entry not present', code: 0x51, arrange: set(AT.directory, 0n) },
   { name: 'directory entry reserved', code: 0x52, arrange: or(AT.directory, 4n) },
-  { name: 'PASID table access', code: 0x58, arrange: set(AT.directory, OUTSIDE | 1n) },
+  {
+    name: 'PASID table access',
+    code: 0x58,
+    unqualified: true,
+    arrange: set(AT.directory, OUTSIDE | 1n),
+  },
   {
     name: 'PASID entry not present',
     code: 0x59,
@@ -160,7 +166,7 @@ const CASES: readonly Case[] = [
       g.memory.setU64(AT.pasids, OUTSIDE | 0x89n)
     },
   },
-  { name: 'an address beyond the second stage', code: 0x83, at: 1n << 48n, arrange: nothing },
+  { name: 'an address beyond the second stage', code: 0x84, at: 1n << 48n, arrange: nothing },
   {
     name: 'an address beyond the host, passed through',
     code: 0x83,
@@ -247,10 +253,17 @@ describe('the scalable-mode tables', () => {
     })
   })
 
-  it('a snoop bit is legal in its leaves (9.8)', () => {
+  it('a snoop bit in its leaves or in the PASID entry needs ECAP.SC (9.6, 9.8)', () => {
+    const code = (snoopControl: boolean): number => {
+      const guest = new ScalableGuest({ snoopControl }).start()
+      or(AT.pasids + 8, 1n << 24n)(guest)
+      guest.map(0x1000n, 0x5000n | (1n << 11n))
+      return guest.code(0x1000n)
+    }
+    expect([code(false), code(true)]).toEqual([0x5a, 0])
     const guest = new ScalableGuest().start()
     guest.map(0x1000n, 0x5000n | (1n << 11n))
-    expect(guest.code(0x1000n)).toBe(0)
+    expect(guest.code(0x1000n)).toBe(0x7a)
   })
 
   it('abort mode and the reserved mode are fault 0x30', () => {

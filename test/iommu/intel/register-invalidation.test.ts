@@ -1,6 +1,6 @@
-/** CCMD, IVA and IOTLB (VT-d 4.1 6.5.1, 11.4.6, 11.4.8). */
+/** CCMD, IVA and IOTLB (VT-d 5.10 6.5.1, 11.4.6). */
 import { describe, expect, it } from 'vitest'
-import { EVERYTHING, Guest, REG } from './guest'
+import { AT, EVERYTHING, GCMD, Guest, REG, ScalableGuest } from './guest'
 import type { Heard } from './guest'
 
 const ICC = 1n << 63n
@@ -65,6 +65,18 @@ describe('CCMD', () => {
     const heard = guest.listen()
     guest.write('CCMD', ICC | (1n << 61n), 8)
     expect([heard.length, actual(guest, 'CCMD') >> 63n]).toEqual([0, 1n])
+  })
+})
+
+describe('in scalable mode', () => {
+  it.each(['CCMD', 'IOTLB'] as const)('%s does nothing, and says so (11.4.6)', (register) => {
+    const guest = new ScalableGuest()
+    guest.write('RTADDR', BigInt(AT.root) | (1n << 10n), 8)
+    guest.command(GCMD.SRTP)
+    const heard = guest.listen()
+    guest.write(register, ICC | (1n << (register === 'CCMD' ? 61n : 60n)), 8)
+    expect(heard).toEqual([])
+    expect(actual(guest, register) >> 57n).toBe(register === 'CCMD' ? 1n << 4n : 1n << 3n)
   })
 })
 

@@ -90,7 +90,7 @@ test('an address space with a twin hears of every domain: what the twin handed o
   const { memory, iommu, space, shared } = made()
   const heard: string[] = []
   space.notify({ invalidate: (_, source) => heard.push(source) })
-  // IOTLB, domain-selective, domain 77 (VT-d 4.1 11.4.8): IVT, IIRG 2.
+  // IOTLB, domain-selective, domain 77 (VT-d 5.10 11.4.8): IVT, IIRG 2.
   const invalidate = (): void => {
     iommu.write(0xf8, (1n << 63n) | (2n << 60n) | (77n << 32n), 8)
   }

@@ -1,4 +1,4 @@
-/** How wide a translation is, and what it grants (VT-d 4.1, 3.3 to 3.7, 3.14). */
+/** How wide a translation is, and what it grants (VT-d 5.10, 3.3 to 3.7, 3.14). */
 import { describe, expect, it } from 'vitest'
 import { READ, WRITE } from '../../../lib/address'
 import { PageTranslation } from '../../../lib/memory/address-space'
@@ -70,7 +70,7 @@ describe('a second-stage leaf', () => {
   })
 })
 
-describe('the interrupt window 0xfee00000 to 0xfeefffff (3.14)', () => {
+describe('the interrupt window 0xfee00000 to 0xfeefffff (3.15)', () => {
   const window = [0xfee00000n, 0xfee12345n, 0xfeefffffn]
 
   it('is never translated, with translation on, off, or passed through', () => {
