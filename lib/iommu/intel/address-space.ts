@@ -20,7 +20,7 @@ import type {
 import { faultReason } from './faults'
 import { SHARED, SHARED_WORDS } from './shared-address-space'
 import type { IntelRefusal, SharedIntelState } from './shared-address-space'
-import { INTERRUPT_FIRST_PAGE, INTERRUPT_LAST_PAGE } from './translator'
+import { INTERRUPT_FIRST_PAGE, INTERRUPT_LAST_PAGE, TABLE_MODE } from './translator'
 import type { Translator } from './translator'
 
 /** No translation was handed out since everything was last invalidated; or some under several. */
@@ -224,7 +224,8 @@ export class IntelAddressSpace implements AddressSpace {
    * anywhere, and all of the domain goes.
    */
   invalidateSecondStage(firstPage: number, lastPage: number): void {
-    if (this.#firstStage) this.invalidateAll('iotlb')
+    const elsewhere = this.#twins > 0 && this.#translator.mode === TABLE_MODE.scalable
+    if (this.#firstStage || elsewhere) this.invalidateAll('iotlb')
     else this.invalidate(firstPage, lastPage, 'iotlb')
   }
 

@@ -101,6 +101,7 @@ export class Translator {
   ): number {
     this.faultDisabled = false
     this.reachedTables = false
+    this.firstStage = false
     if (page >= INTERRUPT_FIRST_PAGE && page <= INTERRUPT_LAST_PAGE) return CODE['interrupt-window']
     if (!this.enabled) return this.#identity(page, LAST_PAGE, out)
     switch (this.mode) {
@@ -126,7 +127,6 @@ export class Translator {
     if (refused !== 0) return refused
     this.domain = context.domain
     this.pasid = 0
-    this.firstStage = false
     this.reachedTables = true
     const { levels } = context
     const endPage = this.#endPages[levels]
