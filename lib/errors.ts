@@ -8,7 +8,7 @@
 import { getSystemErrorMap } from 'node:util'
 
 /** errnos that Node's own table does not name (asm-generic/errno.h). */
-const UNNAMED: Readonly<Record<number, readonly [string, string]>> = {
+const UNNAMED: Readonly<Partial<Record<number, readonly [string, string]>>> = {
   77: ['EBADFD', 'file descriptor in bad state'],
   105: ['ENOBUFS', 'no buffer space available'],
   515: ['ENOIOCTLCMD', 'no ioctl command'],

@@ -3,7 +3,7 @@ import tseslint from 'typescript-eslint'
 export default tseslint.config(
   {
     basePath: new URL('..', import.meta.url).pathname,
-    ignores: ['dist/**', 'build/**', 'prebuilds/**', '**/*.mjs'],
+    ignores: ['dist/**', 'build/**', 'prebuilds/**', '**/*.mjs', '**/*.mts'],
   },
   ...tseslint.configs.strictTypeChecked,
   {
