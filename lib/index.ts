@@ -20,6 +20,7 @@ export type { Descriptor, Poller, RawListener, RawMapping, RawPollOptions } from
 
 export { GuestMemory } from './memory/guest-memory'
 export type { HugePages, MemoryRegion, RegionOptions, SharedMemory } from './memory/guest-memory'
+export { AddressSpaceAlias } from './memory/alias'
 export { PageTranslation } from './memory/address-space'
 export type {
   AddressSpace,
@@ -34,6 +35,7 @@ export type {
 export { requesterName, sourceId } from './iommu/iommu'
 export type { Iommu, MmioDevice, Requester, WalkStep } from './iommu/iommu'
 export { IntelIommu } from './iommu/intel/intel-iommu'
+export type { Capabilities, IntelIommuOptions } from './iommu/intel/capabilities'
 export type { IntelIommuEvents, RecordedFault } from './iommu/intel/intel-iommu'
 
 export { SplitQueue } from './virtio/split-queue'
