@@ -8,6 +8,7 @@
  * is the widest true range around the address: two pages are in one translation only if the same
  * table entry, identity or window grants both.
  */
+import { accessBits, accessOf, iovaRange, pageOf } from '../address'
 import type { Access, AccessBits, Gpa, Iova, Range } from '../address'
 import type { GuestMemory } from './guest-memory'
 
@@ -124,3 +125,27 @@ export type SharedAddressSpaceMaker = (
   memory: GuestMemory,
   refused: (refusal: unknown) => void,
 ) => AddressSpace
+
+/**
+ * `translate` for one who has `translatePage`: the same answer in the words of the callers.
+ * @param out what to walk into
+ * @param reasonOf the reason that a code stands for
+ * @throws TypeError for an access that is none of the four words
+ */
+export function translateByPage(
+  space: Pick<AddressSpace, 'translatePage'>,
+  out: PageTranslation,
+  at: Iova,
+  wanted: Access,
+  reasonOf: (code: number) => FaultReason,
+): Translation | Fault {
+  if (!space.translatePage(pageOf(at), accessBits(wanted), out)) {
+    return { ok: false, iova: at, reason: reasonOf(out.reason), wanted }
+  }
+  return {
+    ok: true,
+    iova: iovaRange(out.firstPage, out.lastPage),
+    gpa: (BigInt(out.gpaPage) << 12n) as Gpa,
+    access: accessOf(out.access),
+  }
+}

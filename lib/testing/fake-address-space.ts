@@ -4,9 +4,9 @@
  * As with a guest's tables, a change tells nobody; `invalidate` does. Each mapping is one
  * translation, as wide as it was set, less what was mapped or unmapped over it since.
  */
-import { LAST_PAGE, accessBits, accessOf, gpa, iovaOfPage, iovaRange, pageOf } from '../address'
+import { LAST_PAGE, accessBits, accessOf, iovaOfPage, iovaRange, pageOf } from '../address'
 import type { Access, AccessBits, Gpa, Iova, Range } from '../address'
-import { PageTranslation } from '../memory/address-space'
+import { PageTranslation, translateByPage } from '../memory/address-space'
 import type {
   AddressSpace,
   AddressSpaceState,
@@ -101,16 +101,7 @@ export class FakeAddressSpace implements AddressSpace {
   }
 
   translate(at: Iova, wanted: Access): Translation | Fault {
-    const found = this.#walked
-    if (!this.translatePage(pageOf(at), accessBits(wanted), found)) {
-      return { ok: false, iova: at, reason: REASONS[found.reason], wanted }
-    }
-    return {
-      ok: true,
-      iova: iovaRange(found.firstPage, found.lastPage),
-      gpa: gpa(BigInt(found.gpaPage) << 12n),
-      access: accessOf(found.access),
-    }
+    return translateByPage(this, this.#walked, at, wanted, (code) => REASONS[code])
   }
 
   translatePage(page: number, wanted: AccessBits, out: PageTranslation): boolean {

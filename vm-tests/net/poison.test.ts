@@ -4,14 +4,8 @@
  * whole frames, or nothing. `POISON_FRAMES` is how many are offered in each mode.
  */
 import { expect, test } from 'vitest'
-import type { Access, Gpa, Iova } from '../../lib/address'
-import { IntelIommuDriver } from '../../lib/guest/intel-iommu-driver'
-import { IntelIommu } from '../../lib/iommu/intel/intel-iommu'
-import type { GuestMemory } from '../../lib/memory/guest-memory'
 import { compared, frame, frameNumber, identical, ours } from '../support/frames'
-import { PlainGuest, Rig, TX } from '../support/rig'
-import type { Guest } from '../support/rig'
-import { REQUESTER } from '../support/station'
+import { IntelGuest, PlainGuest, Rig, TX } from '../support/rig'
 
 const FRAMES = Number(process.env['POISON_FRAMES'] ?? 640)
 const SEED = Number(process.env['SEED'] ?? 1)
@@ -37,37 +31,6 @@ interface Mode {
   readonly deviceTlb: boolean
 }
 
-class BufferGuest implements Guest {
-  readonly iommu: IntelIommu
-  readonly driver: IntelIommuDriver
-  readonly addressSpace
-
-  constructor(memory: GuestMemory, options: Mode) {
-    this.iommu = new IntelIommu(memory)
-    const requester = REQUESTER
-    this.driver = new IntelIommuDriver(this.iommu, memory, { requester, ...options })
-    this.driver.enable()
-    this.addressSpace = this.iommu.addressSpace(REQUESTER)
-  }
-
-  map(gpa: number, bytes: number, access: Access): bigint {
-    return this.driver.map(BigInt(gpa) as Gpa, bytes, access)
-  }
-
-  /** Lazy mode: the pages are out of reach after `flush()`. */
-  unmap(iova: bigint): void {
-    this.driver.unmap(iova as Iova)
-  }
-
-  flush(): void {
-    this.driver.flush()
-  }
-
-  close(): void {
-    this.driver.disable()
-  }
-}
-
 interface Outcome {
   readonly seen: readonly Uint8Array[]
   readonly expected: readonly Uint8Array[]
@@ -75,7 +38,7 @@ interface Outcome {
 }
 
 async function burst(
-  rig: Rig<BufferGuest>,
+  rig: Rig<IntelGuest>,
   first: number,
   pick: (below: number) => number,
 ): Promise<Outcome> {
@@ -90,7 +53,7 @@ async function burst(
   const back = Array.from({ length: pick(BURST) }, () => pick(BURST))
   const pages = new Set(back)
   for (const page of pages) rig.guest.unmap(iovas[page])
-  rig.guest.flush()
+  rig.guest.driver.flush()
   for (const page of pages) rig.bytes(page).fill(POISON)
   // Every chain completes: sent, or dropped by the fault policy.
   for (let round = 0; rig.completed[TX] < first + BURST && round < ROUNDS; round++) {
@@ -98,7 +61,7 @@ async function burst(
   }
   const seen = ours(await rig.packets.sync())
   for (let i = 0; i < BURST; i++) if (!pages.has(i)) rig.guest.unmap(iovas[i])
-  rig.guest.flush()
+  rig.guest.driver.flush()
   return {
     seen,
     expected: seen.map((bytes) => frame(frameNumber(bytes), BYTES)),
@@ -117,7 +80,7 @@ test.each(MODES)(
   'no poisoned byte leaves the tap: $mode, ATS $deviceTlb',
   async (options) => {
     const pick = random(SEED)
-    await using rig = await Rig.open((memory) => new BufferGuest(memory, options), {
+    await using rig = await Rig.open((memory) => new IntelGuest(memory, options), {
       fault: 'drop',
     })
     let [whole, takenBack] = [0, 0]

@@ -10,6 +10,7 @@ import { setImmediate as turn } from 'node:timers/promises'
 import { MiB, PAGE_SIZE } from '../../lib/address'
 import type { Access, Gpa, Iova } from '../../lib/address'
 import { IntelIommuDriver } from '../../lib/guest/intel-iommu-driver'
+import type { IntelIommuDriverOptions } from '../../lib/guest/intel-iommu-driver'
 import { IntelIommu } from '../../lib/iommu/intel/intel-iommu'
 import type { AddressSpace } from '../../lib/memory/address-space'
 import { GuestMemory } from '../../lib/memory/guest-memory'
@@ -52,10 +53,14 @@ export class IntelGuest implements Guest {
   readonly addressSpace: AddressSpace
   faults = 0
 
-  constructor(memory: GuestMemory) {
+  constructor(memory: GuestMemory, options: Partial<IntelIommuDriverOptions> = {}) {
     this.iommu = new IntelIommu(memory)
     this.iommu.on('fault', () => this.faults++)
-    this.driver = new IntelIommuDriver(this.iommu, memory, { requester: REQUESTER, mode: 'strict' })
+    this.driver = new IntelIommuDriver(this.iommu, memory, {
+      requester: REQUESTER,
+      mode: 'strict',
+      ...options,
+    })
     this.driver.enable()
     this.addressSpace = this.iommu.addressSpace(REQUESTER)
   }

@@ -4,10 +4,10 @@
  * The object remembers under which domain it handed out translations: an invalidation names a
  * domain, and by the time it arrives the tables may name another one for this requester.
  */
-import { LAST_PAGE, accessBits, accessOf, iovaRange, pageOf } from '../../address'
-import type { Access, AccessBits, Gpa, Iova } from '../../address'
+import { LAST_PAGE, iovaRange } from '../../address'
+import type { Access, AccessBits, Iova } from '../../address'
 import { InvalidState } from '../../errors'
-import { PageTranslation } from '../../memory/address-space'
+import { PageTranslation, translateByPage } from '../../memory/address-space'
 import type {
   AddressSpace,
   AddressSpaceState,
@@ -84,16 +84,7 @@ export class IntelAddressSpace implements AddressSpace {
 
   /** @throws TypeError for an access that is none of the four words */
   translate(at: Iova, wanted: Access): Translation | Fault {
-    const out = this.#scratch
-    if (!this.translatePage(pageOf(at), accessBits(wanted), out)) {
-      return { ok: false, iova: at, reason: faultReason(out.reason), wanted }
-    }
-    return {
-      ok: true,
-      iova: iovaRange(out.firstPage, out.lastPage),
-      gpa: (BigInt(out.gpaPage) << 12n) as Gpa,
-      access: accessOf(out.access),
-    }
+    return translateByPage(this, this.#scratch, at, wanted, faultReason)
   }
 
   translatePage(page: number, wanted: AccessBits, out: PageTranslation): boolean {

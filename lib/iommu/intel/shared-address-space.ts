@@ -6,9 +6,8 @@
  * recorded, and nobody is notified, because registers and notifiers are with the unit, in the
  * thread that owns it. The words are written and read under the lock of whoever shares them.
  */
-import { accessBits, accessOf, iovaRange, pageOf } from '../../address'
-import type { Access, AccessBits, Gpa, Iova } from '../../address'
-import { PageTranslation } from '../../memory/address-space'
+import type { Access, AccessBits, Iova } from '../../address'
+import { PageTranslation, translateByPage } from '../../memory/address-space'
 import type {
   AddressSpace,
   AddressSpaceState,
@@ -74,16 +73,7 @@ export class SharedIntelAddressSpace implements AddressSpace {
 
   /** @throws TypeError for an access that is none of the four words */
   translate(at: Iova, wanted: Access): Translation | Fault {
-    const out = this.#scratch
-    if (!this.translatePage(pageOf(at), accessBits(wanted), out)) {
-      return { ok: false, iova: at, reason: faultReason(out.reason), wanted }
-    }
-    return {
-      ok: true,
-      iova: iovaRange(out.firstPage, out.lastPage),
-      gpa: (BigInt(out.gpaPage) << 12n) as Gpa,
-      access: accessOf(out.access),
-    }
+    return translateByPage(this, this.#scratch, at, wanted, faultReason)
   }
 
   translatePage(page: number, wanted: AccessBits, out: PageTranslation): boolean {
