@@ -8,6 +8,7 @@
  */
 import { KiB } from '../address'
 import { InvalidState, SystemError } from '../errors'
+import type { IotlbChannel } from '../iotlb/channel'
 import type { MissPolicy } from '../iotlb/miss-handler'
 import { MissHandler } from '../iotlb/miss-handler'
 import { merged } from '../iotlb/reply-policy'
@@ -40,6 +41,8 @@ export interface NetPairOptions {
   readonly memory: GuestMemory
   readonly addressSpace: AddressSpace | undefined
   readonly policy: MissPolicy
+  /** What the miss handler gets in place of the kernel's channel, or that itself. */
+  readonly decorate: (channel: IotlbChannel) => IotlbChannel
   readonly onCall: (queue: number) => void
   readonly onStall: (report: StallReport) => void
   readonly onFault: (miss: UnansweredMiss) => void
@@ -74,7 +77,8 @@ export class NetPair {
           version: device.messageVersion,
         })
         this.channel.unref()
-        this.handler = new MissHandler(handlerOptions(options, this.channel, this.#onDrop))
+        const channel = options.decorate(this.channel)
+        this.handler = new MissHandler(handlerOptions(options, channel, this.#onDrop))
       }
     } catch (error) {
       for (const ring of rings) ring.close()
@@ -317,7 +321,7 @@ export class NetPair {
 
 function handlerOptions(
   options: NetPairOptions,
-  channel: KernelChannel,
+  channel: IotlbChannel,
   onDrop: (miss: UnansweredMiss) => void,
 ): ConstructorParameters<typeof MissHandler>[0] {
   const { memory, policy, onFault, onStop } = options

@@ -8,6 +8,7 @@
  * whoever shows the device to a guest.
  */
 import { InvalidState, SystemError } from '../errors'
+import type { IotlbChannel } from '../iotlb/channel'
 import type { LookAheadMode } from '../iotlb/look-ahead'
 import type { FaultPolicy } from '../iotlb/miss-handler'
 import type { ReplyPolicy } from '../iotlb/reply-policy'
@@ -33,6 +34,9 @@ export type { QueueState } from './vring'
 export type { StallReport } from './stall'
 export type { VhostNetStats } from './net-stats'
 
+/** Called once for each pair, with its index, when the device is opened. */
+export type ChannelDecorator = (channel: IotlbChannel, pair: number) => IotlbChannel
+
 export interface VhostNetOptions {
   readonly memory: GuestMemory
   /** Without it ACCESS_PLATFORM is not offered, and all addresses are gpas. */
@@ -55,6 +59,8 @@ export interface VhostNetOptions {
   readonly paranoid?: boolean
   /** The source id behind the address space, where that does not say it itself. */
   readonly requester?: number
+  /** What stands between the kernel and the miss handler of each pair: `recorded`, `faulty`. */
+  readonly channel?: ChannelDecorator
 }
 
 /** What the driver may leave to the tap, and needs no one to say so: frames from the guest. */
@@ -318,7 +324,7 @@ export class VhostNet implements NetDevice, Disposable {
     index: number,
     socket: Descriptor,
   ): ConstructorParameters<typeof NetPair>[0] {
-    const { memory, addressSpace, reply, lookAhead, split, fault, paranoid } = options
+    const { memory, addressSpace, reply, lookAhead, split, fault, paranoid, channel } = options
     return {
       device,
       firstQueue: index * 2,
@@ -339,6 +345,7 @@ export class VhostNet implements NetDevice, Disposable {
         })
       },
       addressSpace,
+      decorate: (kernel) => channel?.(kernel, index) ?? kernel,
       policy: { reply, lookAhead, split, fault, paranoid },
     }
   }

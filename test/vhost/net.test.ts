@@ -305,3 +305,50 @@ test('the requester is what the address space says, or the caller', () => {
   open.pop()?.close()
   expect(kept({ requester: 0x18 }).requester).toBe(0x18)
 })
+
+describe('a decorated channel', () => {
+  test('is made once for each pair, and every message of the miss handler goes through it', () => {
+    tap.close()
+    tap = Tap.open('tap0', { queues: 2 })
+    const pairs: number[] = []
+    const updates: number[] = []
+    const nic = kept({
+      channel: (inner, pair) => {
+        pairs.push(pair)
+        return {
+          limit: inner.limit,
+          drain: () => inner.drain(),
+          update: (range, hva, access) => {
+            inner.update(range, hva, access)
+          },
+          invalidate: (range) => {
+            inner.invalidate(range)
+          },
+          updatePages: (...update) => {
+            updates.push(pair)
+            inner.updatePages(...update)
+          },
+          invalidatePages: (first, last) => {
+            inner.invalidatePages(first, last)
+          },
+          onReadable: (listener) => inner.onReadable(listener),
+        }
+      },
+    })
+    expect(pairs).toEqual([0, 1])
+    placed(nic).start()
+    expect(new Set(updates)).toEqual(new Set([0]))
+    expect(kernel.messages.filter(({ type }) => type === 2)).toHaveLength(updates.length)
+  })
+
+  test('that cannot be made leaves nothing open', () => {
+    const broken = new Error('no recorder')
+    expect(() =>
+      kept({
+        channel: () => {
+          throw broken
+        },
+      }),
+    ).toThrow(broken)
+  })
+})
