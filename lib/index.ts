@@ -68,7 +68,7 @@ export { NetConfig } from './pci/virtio-net-config'
 export { VirtioPci } from './pci/virtio-pci'
 export type { VirtioPciOptions } from './pci/virtio-pci'
 export { buildDmar, parseDmar } from './acpi/dmar'
-export type { DecodedDmar, Dmar } from './acpi/dmar'
+export type { DecodedDmar, Dmar } from './acpi/dmar-structures'
 
 export { KernelChannel } from './vhost/kernel-channel'
 export { VhostDevice } from './vhost/vhost-device'

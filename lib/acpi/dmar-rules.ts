@@ -5,7 +5,7 @@
  */
 import { gpa } from '../address'
 import type { DeviceScope, DeviceScopeType } from './device-scope'
-import type { Atsr, Dmar, Drhd, Rmrr } from './dmar'
+import type { Atsr, Dmar, Drhd, Rmrr } from './dmar-structures'
 
 const PAGE = 4096
 const LARGEST_REGISTERS = PAGE * 2 ** 15

@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import fc from 'fast-check'
 import { gpa } from '../../lib/address'
 import { buildDmar, parseDmar } from '../../lib/acpi/dmar'
-import type { Dmar, Drhd } from '../../lib/acpi/dmar'
+import type { Dmar, Drhd } from '../../lib/acpi/dmar-structures'
 import type { DeviceScope } from '../../lib/acpi/device-scope'
 import { buildTable, parseTable } from '../../lib/acpi/table'
 

@@ -10,7 +10,7 @@ import { join } from 'node:path'
 import { expect, it } from 'vitest'
 import { gpa } from '../../lib/address'
 import { buildDmar } from '../../lib/acpi/dmar'
-import type { Dmar } from '../../lib/acpi/dmar'
+import type { Dmar } from '../../lib/acpi/dmar-structures'
 import { parseTable } from '../../lib/acpi/table'
 import { findProgram } from '../../lib/vm/process'
 

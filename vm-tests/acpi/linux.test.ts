@@ -5,7 +5,7 @@
 import { describe, expect, it } from 'vitest'
 import { gpa } from '../../lib/address'
 import { buildDmar, parseDmar } from '../../lib/acpi/dmar'
-import type { Dmar } from '../../lib/acpi/dmar'
+import type { Dmar } from '../../lib/acpi/dmar-structures'
 import { KERNEL_LINES } from '../../lib/vm/kernel'
 import { boot, messages } from './boot'
 
