@@ -33,8 +33,10 @@ export interface QemuSettings {
 /**
  * A named model: with `max`, two processors and one thread each, QEMU 7.2 oopsed once in code that the
  * kernel had patched. What this emulation lacks is taken away, or QEMU warns of it at each start.
+ * So is `erms`: the emulation works `rep movsb` off byte by byte, 10 to 50 times as slow as the loops
+ * that kernel and C library have for processors without it.
  */
-const TCG_CPU = 'Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid'
+const TCG_CPU = 'Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid,-erms'
 
 /**
  * `no_timer_check` and `tsc=unstable`: Linux 6.1 hung twice on "8254 timer not connected to IO-APIC"

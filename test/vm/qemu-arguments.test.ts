@@ -20,6 +20,7 @@ function values(settings: QemuSettings, option: string): string[] {
 describe('qemuArguments', () => {
   it('emulates a named processor: the model "max" is known to break with two of them', () => {
     expect(values(SETTINGS, '-cpu')[0]).toMatch(/^Haswell-noTSX\b/)
+    expect(values(SETTINGS, '-cpu')[0].split(',')).toContain('-erms')
     expect(values(SETTINGS, '-accel')).toEqual(['tcg,thread=multi'])
     expect(values(SETTINGS, '-smp')).toEqual(['2'])
   })
