@@ -73,7 +73,13 @@ export type { DecodedDmar, Dmar } from './acpi/dmar-structures'
 export { KernelChannel } from './vhost/kernel-channel'
 export { VhostDevice } from './vhost/vhost-device'
 export { VhostNet } from './vhost/net'
-export type { ChannelDecorator, StallReport, VhostNetOptions, VhostNetStats } from './vhost/net'
+export type {
+  ChannelDecorator,
+  HandlerMaker,
+  StallReport,
+  VhostNetOptions,
+  VhostNetStats,
+} from './vhost/net'
 export { Tap } from './vhost/tap'
 export type { TapOptions } from './vhost/tap'
 export * as uapi from './vhost/uapi'
@@ -92,6 +98,18 @@ export { IovaAllocator } from './guest/iova-allocator'
 export { PageAllocator } from './guest/page-allocator'
 export { TableBuilder } from './guest/table-builder'
 export type { DmaPool, GuestDma } from './guest/dma'
+
+export { Recorder, recorded } from './trace/recorder'
+export type { RecordedPort, RecordingOptions } from './trace/recorder'
+export type { RecordedDeviceOptions } from './trace/recorded-device'
+export { TraceWriter, readTrace, traceFile } from './trace/codec'
+export type { Trace, TraceHeader } from './trace/codec'
+export type { EventKind, TraceClock, TraceEvent, TraceSink } from './trace/event'
+export { replay } from './trace/replayer'
+export type { Divergence, ReplayResult } from './trace/replayer'
+export { simulate } from './trace/simulator'
+export type { SimulatedPolicy, SimulationResult } from './trace/simulator'
+export type { DeviceSnapshot, FlyingChain, ReplaySnapshot } from './trace/replay-state'
 
 export { FakeAddressSpace } from './testing/fake-address-space'
 export { FakeVhost } from './testing/fake-channel'

@@ -5,6 +5,7 @@ import { runInVm } from '../vm/run-in-vm'
 import type { KernelLine } from '../vm/kernel'
 import { demonstrate } from './demo'
 import type { DemoResult } from './demo'
+import { beginRecording, recordFlag } from './record'
 
 export const WHERES = ['auto', 'host', 'vm'] as const
 export const MAPPINGS = ['off', 'passthrough', 'static', 'lazy', 'strict'] as const
@@ -14,6 +15,8 @@ export interface DemoOptions {
   readonly mapping: DemoResult['mapping']
   readonly kernel: KernelLine
   readonly json: boolean
+  /** Where a trace of the run goes. */
+  readonly record?: string
 }
 
 /** @returns the exit status: 0 only if every frame arrived */
@@ -22,18 +25,27 @@ export async function demo(options: DemoOptions): Promise<number> {
   return inside ? inVm(options) : onHost(options)
 }
 
-async function onHost({ mapping, json }: DemoOptions): Promise<number> {
-  const result = await demonstrate(mapping, (line) => {
-    // Progress is for people; with --json the object alone is on standard output.
+async function onHost({ mapping, json, record }: DemoOptions): Promise<number> {
+  using recording = beginRecording(record, { command: 'demo', mapping })
+  // Progress is for people; with --json the object alone is on standard output.
+  const print = (line: string): void => {
     if (json) console.error(line)
     else console.log(line)
-  })
+  }
+  const result = await demonstrate(mapping, print, recording?.recorder)
   if (json) console.log(JSON.stringify(result))
   return result.ok ? 0 : 1
 }
 
-async function inVm({ mapping, kernel, json }: DemoOptions): Promise<number> {
-  const flags = ['--where', 'host', '--mapping', mapping, ...(json ? ['--json'] : [])]
+async function inVm({ mapping, kernel, json, record }: DemoOptions): Promise<number> {
+  const flags = [
+    '--where',
+    'host',
+    '--mapping',
+    mapping,
+    ...(json ? ['--json'] : []),
+    ...recordFlag(record),
+  ]
   const say = json ? console.error : console.log
   const { status } = await runInVm({
     command: [process.execPath, join(__dirname, 'main.js'), 'demo', ...flags],

@@ -8,6 +8,7 @@ import { GuestMemory } from '../memory/guest-memory'
 import { IntelIommu } from '../iommu/intel/intel-iommu'
 import { NetDriver } from '../guest/net-driver'
 import type { Mapping } from '../guest/net-driver'
+import type { Recorder } from '../trace/recorder'
 import { MiB } from '../address'
 import { Tap } from '../vhost/tap'
 import { setAddress } from '../vhost/interface'
@@ -15,6 +16,7 @@ import { VhostNet } from '../vhost/net'
 import { featureNames } from '../virtio/net'
 import { arpAnswer, arpReply, arpRequest, echoReply, echoRequest } from './echo'
 import type { Station } from './echo'
+import { FRAME_BYTES } from './record'
 
 export interface DemoResult {
   readonly kernel: string
@@ -58,13 +60,19 @@ const REPLY_TIMEOUT_MS = 10_000
 export async function demonstrate(
   mapping: Mapping,
   print: (line: string) => void,
+  recorder?: Recorder,
 ): Promise<DemoResult> {
   using tap = Tap.open('iotlb%d')
   setAddress(tap.name, HOST_IP, 24)
   using memory = GuestMemory.allocate(32 * MiB)
-  const iommu = new IntelIommu(memory)
-  using nic = VhostNet.open({ memory, addressSpace: iommu.addressSpace('00:03.0'), backend: tap })
-  using driver = NetDriver.attach(nic, { memory, iommu, mapping })
+  const iommu = new IntelIommu(recorder?.tables(memory) ?? memory)
+  const addressSpace = iommu.addressSpace('00:03.0')
+  const port = recorder?.port()
+  using nic = VhostNet.open({ memory, addressSpace, backend: tap, ...port?.options })
+  using driver = NetDriver.attach(
+    port?.device(nic, { memory, addressSpace, frameBytes: FRAME_BYTES }) ?? nic,
+    { memory, iommu: recorder?.iommu(iommu) ?? iommu, mapping },
+  )
 
   print(`Linux ${release()}, the device offers 0x${nic.features.toString(16)}`)
   await driver.start()

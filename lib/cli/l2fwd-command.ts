@@ -8,6 +8,7 @@ import type { WHERES } from './demo-command'
 import { Forwarder, difference, hitRate } from './l2fwd'
 import type { Figures, PortOptions } from './l2fwd'
 import { Pktgen } from './pktgen'
+import { beginRecording, recordFlag } from './record'
 
 export const PAGE_SIZES = ['4K', '2M', '1G'] as const
 export const LOOK_AHEADS = ['off', 'on-miss', 'on-kick'] as const
@@ -20,6 +21,8 @@ export interface L2fwdOptions extends PortOptions {
   /** Frames a second into each tap, 0 for as many as there can be; undefined for none. */
   readonly generate?: number
   readonly json: boolean
+  /** Where a trace of the run goes. */
+  readonly record?: string
 }
 
 export interface L2fwdResult extends Figures {
@@ -51,7 +54,10 @@ export async function l2fwd(options: L2fwdOptions): Promise<number> {
 async function onHost(options: L2fwdOptions): Promise<number> {
   // With --json the object alone is on standard output.
   const say = options.json ? console.error : console.log
-  using forwarder = new Forwarder(options)
+  const { mapping, pageSize, lookAhead, merge, queues } = options
+  const about = { command: 'l2fwd', mapping, pageSize, lookAhead, merge, queues }
+  using recording = beginRecording(options.record, about)
+  using forwarder = new Forwarder({ ...options, recorder: recording?.recorder })
   await forwarder.start()
   const [first, second] = forwarder.ports.map(({ tap }) => tap.name)
   say(`${first} <-> ${second}, mapping ${options.mapping}, look-ahead ${options.lookAhead}`)
@@ -64,7 +70,6 @@ async function onHost(options: L2fwdOptions): Promise<number> {
   const seconds = (performance.now() - started) / 1000
   const figures = difference(forwarder.figures(), warm)
   const [there, back] = figures.forwarded
-  const { mapping, pageSize, lookAhead, merge, queues } = options
   const result: L2fwdResult = {
     ...{ mapping, pageSize, lookAhead, merge, queues, seconds },
     pps: Math.round((there + back) / seconds),
@@ -137,7 +142,7 @@ async function inVm(options: L2fwdOptions): Promise<number> {
   const { status } = await runInVm({
     command: [
       ...[process.execPath, join(__dirname, 'main.js'), 'l2fwd'],
-      ...[...given, ...(json ? ['--json'] : [])],
+      ...[...given, ...(json ? ['--json'] : []), ...recordFlag(options.record)],
     ],
     projectDirectory: process.cwd(),
     kernel: options.kernel,

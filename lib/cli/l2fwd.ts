@@ -13,6 +13,7 @@ import { IntelIommu } from '../iommu/intel/intel-iommu'
 import type { LookAheadMode } from '../iotlb/look-ahead'
 import { exact, merged } from '../iotlb/reply-policy'
 import { GuestMemory } from '../memory/guest-memory'
+import type { Recorder } from '../trace/recorder'
 import { Tap } from '../vhost/tap'
 import { VhostNet } from '../vhost/net'
 
@@ -26,6 +27,7 @@ export interface PortOptions {
   readonly queues: number
   /** Chains in each ring; default 256. */
   readonly queueSize?: number
+  readonly recorder?: Recorder | undefined
 }
 
 /** Sums over the ports. */
@@ -60,28 +62,34 @@ export class Port implements Disposable {
   readonly driver: NetDriver
 
   constructor(memory: GuestMemory, iommu: IntelIommu, requester: string, options: PortOptions) {
-    const { mapping, pageSize, lookAhead, merge, queues, queueSize } = options
+    const { mapping, pageSize, lookAhead, merge, queues, queueSize, recorder } = options
+    const recorded = recorder?.port()
+    const addressSpace = iommu.addressSpace(requester)
     this.tap = Tap.open('fwd%d', { queues })
     try {
       this.nic = VhostNet.open({
         memory,
-        addressSpace: iommu.addressSpace(requester),
+        addressSpace,
         backend: this.tap,
         lookAhead,
+        ...recorded?.options,
         ...(merge === undefined ? {} : { reply: merge === 0 ? exact : merged(merge) }),
       })
     } catch (error) {
       this.tap.close()
       throw error
     }
-    this.driver = NetDriver.attach(this.nic, {
-      memory,
-      iommu,
-      mapping,
-      pageSize,
-      pairs: queues,
-      ...(queueSize === undefined ? {} : { queueSize }),
-    })
+    this.driver = NetDriver.attach(
+      recorded?.device(this.nic, { memory, addressSpace }) ?? this.nic,
+      {
+        memory,
+        iommu: recorder?.iommu(iommu) ?? iommu,
+        mapping,
+        pageSize,
+        pairs: queues,
+        ...(queueSize === undefined ? {} : { queueSize }),
+      },
+    )
   }
 
   [Symbol.dispose](): void {
@@ -99,7 +107,7 @@ export class Forwarder implements Disposable {
   /** @throws SystemError where the host refuses */
   constructor(options: PortOptions) {
     this.#memory = memoryFor(options)
-    const iommu = new IntelIommu(this.#memory)
+    const iommu = new IntelIommu(options.recorder?.tables(this.#memory) ?? this.#memory)
     const made: Port[] = []
     try {
       for (const requester of REQUESTERS) {

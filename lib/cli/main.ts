@@ -10,6 +10,7 @@ import type { L2fwdOptions } from './l2fwd-command'
 import { bench } from './bench-command'
 import type { BenchOptions } from './bench-command'
 import { examine, report, usable } from './doctor'
+import { addTraceCommands, record } from './trace-command'
 import { vm } from './vm'
 import type { VmCommandOptions } from './vm'
 
@@ -33,6 +34,7 @@ program
       .default('strict'),
   )
   .addOption(kernel())
+  .addOption(record())
   .option('--json', 'print one object, and nothing else, on standard output', false)
   .addHelpText(
     'after',
@@ -72,6 +74,7 @@ program
     wholeNumber,
   )
   .addOption(kernel())
+  .addOption(record())
   .option('--json', 'print one object, and nothing else, on standard output', false)
   .addHelpText(
     'after',
@@ -100,6 +103,8 @@ program
   .action(async (options: BenchOptions) => {
     process.exitCode = await bench(options)
   })
+
+addTraceCommands(program)
 
 program
   .command('doctor')

@@ -176,7 +176,8 @@ export interface Trace {
 
 /** @throws SyntaxError for what is no trace, or one of another version */
 export function readTrace(from: string | Uint8Array): Trace {
-  const bytes = typeof from === 'string' ? readFileSync(from) : from
+  const read = typeof from === 'string' ? readFileSync(from) : from
+  const bytes = new Uint8Array(read.buffer, read.byteOffset, read.byteLength)
   if (!MAGIC.every((byte, i) => bytes[i] === byte)) throw new SyntaxError('this is not a trace')
   const cursor = new Cursor(bytes, MAGIC.length)
   const version = cursor.number()

@@ -110,8 +110,9 @@ export type EventKind = keyof typeof EVENTS
 /** `at` counts nanoseconds from the beginning of the trace. */
 export type TraceEvent = {
   [Kind in EventKind]: { readonly kind: Kind; readonly at: number } & {
-    readonly [Name in keyof (typeof EVENTS)[Kind]['fields']]: FieldValue[(typeof EVENTS)[Kind]['fields'][Name] &
-      FieldType]
+    readonly [
+      Name in keyof (typeof EVENTS)[Kind]['fields']
+    ]: FieldValue[(typeof EVENTS)[Kind]['fields'][Name] & FieldType]
   }
 }[EventKind]
 

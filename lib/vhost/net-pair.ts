@@ -9,8 +9,7 @@
 import { KiB } from '../address'
 import { InvalidState, SystemError } from '../errors'
 import type { IotlbChannel } from '../iotlb/channel'
-import type { MissPolicy } from '../iotlb/miss-handler'
-import { MissHandler } from '../iotlb/miss-handler'
+import type { MissHandler, MissHandlerOptions, MissPolicy } from '../iotlb/miss-handler'
 import { merged } from '../iotlb/reply-policy'
 import type { UnansweredMiss } from '../iotlb/unanswered'
 import { PageTranslation } from '../memory/address-space'
@@ -43,6 +42,7 @@ export interface NetPairOptions {
   readonly policy: MissPolicy
   /** What the miss handler gets in place of the kernel's channel, or that itself. */
   readonly decorate: (channel: IotlbChannel) => IotlbChannel
+  readonly handle: (options: MissHandlerOptions) => MissHandler
   readonly onCall: (queue: number) => void
   readonly onStall: (report: StallReport) => void
   readonly onFault: (miss: UnansweredMiss) => void
@@ -78,7 +78,7 @@ export class NetPair {
         })
         this.channel.unref()
         const channel = options.decorate(this.channel)
-        this.handler = new MissHandler(handlerOptions(options, channel, this.#onDrop))
+        this.handler = options.handle(handlerOptions(options, channel, this.#onDrop))
       }
     } catch (error) {
       for (const ring of rings) ring.close()
@@ -323,7 +323,7 @@ function handlerOptions(
   options: NetPairOptions,
   channel: IotlbChannel,
   onDrop: (miss: UnansweredMiss) => void,
-): ConstructorParameters<typeof MissHandler>[0] {
+): MissHandlerOptions {
   const { memory, policy, onFault, onStop } = options
   return {
     channel,

@@ -10,7 +10,8 @@
 import { InvalidState, SystemError } from '../errors'
 import type { IotlbChannel } from '../iotlb/channel'
 import type { LookAheadMode } from '../iotlb/look-ahead'
-import type { FaultPolicy } from '../iotlb/miss-handler'
+import { MissHandler } from '../iotlb/miss-handler'
+import type { FaultPolicy, MissHandlerOptions } from '../iotlb/miss-handler'
 import type { ReplyPolicy } from '../iotlb/reply-policy'
 import type { UnansweredMiss } from '../iotlb/unanswered'
 import type { AddressSpace } from '../memory/address-space'
@@ -37,6 +38,9 @@ export type { VhostNetStats } from './net-stats'
 /** Called once for each pair, with its index, when the device is opened. */
 export type ChannelDecorator = (channel: IotlbChannel, pair: number) => IotlbChannel
 
+/** Called once for each pair, with its index, when the device is opened. */
+export type HandlerMaker = (options: MissHandlerOptions, pair: number) => MissHandler
+
 export interface VhostNetOptions {
   readonly memory: GuestMemory
   /** Without it ACCESS_PLATFORM is not offered, and all addresses are gpas. */
@@ -61,6 +65,8 @@ export interface VhostNetOptions {
   readonly requester?: number
   /** What stands between the kernel and the miss handler of each pair: `recorded`, `faulty`. */
   readonly channel?: ChannelDecorator
+  /** Makes the miss handler of each pair: one that is recorded. */
+  readonly handler?: HandlerMaker
 }
 
 /** What the driver may leave to the tap, and needs no one to say so: frames from the guest. */
@@ -324,7 +330,8 @@ export class VhostNet implements NetDevice, Disposable {
     index: number,
     socket: Descriptor,
   ): ConstructorParameters<typeof NetPair>[0] {
-    const { memory, addressSpace, reply, lookAhead, split, fault, paranoid, channel } = options
+    const { memory, addressSpace, reply, lookAhead, split, fault, paranoid, channel, handler } =
+      options
     return {
       device,
       firstQueue: index * 2,
@@ -346,6 +353,7 @@ export class VhostNet implements NetDevice, Disposable {
       },
       addressSpace,
       decorate: (kernel) => channel?.(kernel, index) ?? kernel,
+      handle: (made) => handler?.(made, index) ?? new MissHandler(made),
       policy: { reply, lookAhead, split, fault, paranoid },
     }
   }

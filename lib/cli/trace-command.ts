@@ -1,0 +1,96 @@
+/** The commands about traces, as the command line shows them: `trace`, `replay`. */
+import { InvalidArgumentError, Option } from 'commander'
+import type { Command } from 'commander'
+import { MAPPINGS, WHERES, demo } from './demo-command'
+import type { DemoOptions } from './demo-command'
+import { replayCommand, replyPolicy } from './replay-command'
+import type { ReplayOptions } from './replay-command'
+
+/** The option of commands that can be recorded. */
+export function record(): Option {
+  return new Option('--record <file>', 'write a trace of the run, for `vhost-iotlb replay`')
+}
+
+export function addTraceCommands(program: Command): void {
+  program
+    .command('trace')
+    .description('record a run: messages, walks, registers, rings, frames, with one clock')
+    .argument('<file>', 'where the trace goes')
+    .addOption(
+      new Option('--where <place>', 'on this host, or in a nested VM')
+        .choices(WHERES)
+        .default('auto'),
+    )
+    .addOption(
+      new Option('--mapping <mapping>', 'what the guest side maps')
+        .choices(MAPPINGS)
+        .default('strict'),
+    )
+    .addOption(
+      new Option('--kernel <line>', "the nested VM's kernel")
+        .choices(['6.12', '6.1'])
+        .default('6.12'),
+    )
+    .option('--json', 'print the result of the run as one object', false)
+    .addHelpText(
+      'after',
+      '\nThe run is that of `demo`; `l2fwd --record` records another one. The format is described in' +
+        '\ndocs/trace-format.md.' +
+        '\n\nExamples:\n  vhost-iotlb trace run.trace\n  vhost-iotlb trace run.trace --mapping lazy' +
+        '\n  vhost-iotlb l2fwd --mapping strict --duration 5 --record run.trace',
+    )
+    .action(async (file: string, options: DemoOptions) => {
+      process.exitCode = await demo({ ...options, record: file })
+    })
+
+  program
+    .command('replay')
+    .description('run a trace again: check it, show a moment of it, try other policies on it')
+    .argument('<file>', 'a trace')
+    .option('--stop <events>', 'show what is known after so many events', whole)
+    .option('--policy <policy...>', 'simulate replies: exact, merged:BYTES', policy)
+    .addOption(
+      new Option('--look-ahead <when...>', 'simulate looking ahead').choices([
+        'off',
+        'on-miss',
+        'on-kick',
+      ]),
+    )
+    .option('--entries <n...>', 'simulate a device of so many entries', several)
+    .option('--all', 'whole lists instead of their beginnings', false)
+    .option('--json', 'print one object', false)
+    .addHelpText(
+      'after',
+      '\nThe exit status is 1 where the handler now does something else than what was recorded.' +
+        '\nWith a policy nothing is checked: it prints the misses that each one would have had.' +
+        '\n\nExamples:\n  vhost-iotlb replay run.trace\n  vhost-iotlb replay run.trace --stop 1000 --all' +
+        '\n  vhost-iotlb replay run.trace --policy exact merged:131072 --look-ahead off on-miss on-kick' +
+        '\n  vhost-iotlb replay run.trace --entries 16 64 2048 --json',
+    )
+    .action((file: string, options: ReplayOptions) => {
+      process.exitCode = replayCommand(file, options)
+    })
+}
+
+function whole(value: string): number {
+  const number = Number(value)
+  if (!/^\d+$/.test(value) || !Number.isSafeInteger(number)) {
+    throw new InvalidArgumentError('a whole number is needed')
+  }
+  return number
+}
+
+function several(value: string, before: readonly number[] | undefined): readonly number[] {
+  const number = whole(value)
+  if (number === 0) throw new InvalidArgumentError('a device has one entry at least')
+  return [...(before ?? []), number]
+}
+
+function policy(value: string, before: readonly string[] | undefined): readonly string[] {
+  try {
+    replyPolicy(value)
+  } catch (error) {
+    throw new InvalidArgumentError(error instanceof Error ? error.message : String(error))
+  }
+  return [...(before ?? []), value]
+}
