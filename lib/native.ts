@@ -3,7 +3,7 @@
  *
  * Calls answer `-errno` where the host refuses, and throw a TypeError or RangeError where an
  * argument is wrong. Descriptors and mappings are objects: nobody can close another's number.
- * Only `memory/guest-memory`, `vhost/*`, `raw` and `vmm/kvm` import this.
+ * Only `memory/guest-memory`, `memory/region`, `vhost/*`, `raw` and `vmm/kvm` import this.
  */
 import { existsSync } from 'node:fs'
 import { join, resolve } from 'node:path'
@@ -123,8 +123,13 @@ export interface Native {
   mapMemory(byteLength: number, hugePage: number): Mapping | number
   /** A further view of a mapping made by any thread of this process. -ENOENT when it is gone. */
   openMapping(id: number): Mapping | number
-  /** The mapping stays in place at least until the descriptor is closed. Answers 0. */
+  /** The mapping stays in place until the descriptor is closed or lets it go. Answers 0. */
   hold(descriptor: Descriptor, mapping: Mapping): number
+  /**
+   * Ends a `hold`, for one who knows that the kernel does not use the mapping through the descriptor
+   * any more: no guard allows its addresses from now on. -ENOENT where it is not held.
+   */
+  letGo(descriptor: Descriptor, mapping: Mapping): number
   /**
    * Watches for readability on this environment's own loop, and makes the descriptor non-blocking.
    * With a buffer, native reads the pending messages of `size` bytes into it first and calls once

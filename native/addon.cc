@@ -31,6 +31,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   Export<Descriptor::Socket>(exports, "socket");
   Export<Descriptor::SetNs>(exports, "setns");
   Export<Descriptor::HoldMapping>(exports, "hold");
+  Export<Descriptor::LetGoOfMapping>(exports, "letGo");
   Export<Ioctl>(exports, "ioctl");
   Export<ReadMany>(exports, "readMany");
   Export<WriteMany>(exports, "writeMany");

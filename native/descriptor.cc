@@ -58,6 +58,17 @@ void OpenFile::Hold(const std::shared_ptr<Mapping>& mapping) {
   held_.push_back(mapping);
 }
 
+bool OpenFile::LetGo(const std::shared_ptr<Mapping>& mapping) {
+  ProcessLock lock;
+  for (auto held = held_.begin(); held != held_.end(); ++held) {
+    if (*held != mapping) continue;
+    mapping->holders--;
+    held_.erase(held);
+    return true;
+  }
+  return false;
+}
+
 bool OpenFile::Holds(uint64_t address, uint64_t length) const {
   ProcessLock lock;
   for (const auto& mapping : held_) {
@@ -209,6 +220,19 @@ Napi::Value Descriptor::HoldMapping(const Napi::CallbackInfo& info) {
   if (descriptor->state_->fd() >= 0 && mapping != nullptr) {
     descriptor->state_->file().Hold(mapping);
     result = 0;
+  }
+  return Napi::Number::New(info.Env(), result);
+}
+
+Napi::Value Descriptor::LetGoOfMapping(const Napi::CallbackInfo& info) {
+  auto* descriptor = Descriptor::Read(info[0], "descriptor");
+  if (descriptor == nullptr) return Napi::Value();
+  auto* view = MappingView::Read(info[1], "mapping");
+  if (view == nullptr) return Napi::Value();
+  std::shared_ptr<Mapping> mapping = view->mapping();
+  int result = -EBADF;
+  if (descriptor->state_->fd() >= 0 && mapping != nullptr) {
+    result = descriptor->state_->file().LetGo(mapping) ? 0 : -ENOENT;
   }
   return Napi::Number::New(info.Env(), result);
 }

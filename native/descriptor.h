@@ -27,6 +27,8 @@ class OpenFile {
   OpenFile& operator=(const OpenFile&) = delete;
 
   void Hold(const std::shared_ptr<Mapping>& mapping);
+  // False when it was not held.
+  bool LetGo(const std::shared_ptr<Mapping>& mapping);
   // Whether one of the mappings held contains all of [address, address + length).
   bool Holds(uint64_t address, uint64_t length) const;
 
@@ -78,6 +80,7 @@ class Descriptor : public TaggedWrap<Descriptor> {
   static Napi::Value Socket(const Napi::CallbackInfo& info);
   static Napi::Value SetNs(const Napi::CallbackInfo& info);
   static Napi::Value HoldMapping(const Napi::CallbackInfo& info);
+  static Napi::Value LetGoOfMapping(const Napi::CallbackInfo& info);
 
   explicit Descriptor(const Napi::CallbackInfo& info);
 

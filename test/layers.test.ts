@@ -13,7 +13,7 @@ const LAYERS: readonly (readonly string[])[] = [
   ['vhost', 'trace', 'testing', 'guest', 'raw.ts'],
   ['cli', 'vm', 'vmm', 'index.ts'],
 ]
-const NATIVE_USERS = ['memory/guest-memory.ts', 'vhost/', 'raw.ts', 'vmm/kvm.ts']
+const NATIVE_USERS = ['memory/guest-memory.ts', 'memory/region.ts', 'vhost/', 'raw.ts', 'vmm/kvm.ts']
 
 const files = readdirSync(lib, { recursive: true, encoding: 'utf8' }).filter((f) =>
   f.endsWith('.ts'),

@@ -6,86 +6,35 @@
  * `span` answer undefined for what is not memory, the accessors for callers throw. Multi-byte
  * values are little-endian, as the guest's are on both hosts that the package runs on.
  */
-import { GiB, PAGE_SIZE, gpa as asGpa } from '../address'
+import { GiB, gpa as asGpa } from '../address'
 import type { Gpa, Hva, Range } from '../address'
-import { InvalidState, SystemError, succeeded } from '../errors'
+import { InvalidState, succeeded } from '../errors'
 import { native } from '../native'
-import type { Descriptor, Mapping } from '../native'
+import type { Descriptor } from '../native'
+import { NOWHERE, checkedRegion, mapEach, mapNew } from './region'
+import type { HugePages, MemoryRegion, Region, RegionOptions } from './region'
 
-export type HugePages = '2M' | '1G'
-
-export interface RegionOptions {
-  /** Page aligned; aligned to the huge page where one is asked for. */
-  readonly gpa: Gpa | bigint | number
-  /** A multiple of the page size. On Node 20 at most 4 GiB. */
-  readonly bytes: number
-  readonly hugePages?: HugePages
-}
-
-export interface MemoryRegion {
-  readonly range: Range<Gpa>
-  readonly hva: Hva
-  readonly bytes: number
-  /** Names the region's memory to other threads of this process (`GuestMemory.share`). */
-  readonly id: number
-}
+export type { HugePages, MemoryRegion, Region, RegionOptions } from './region'
 
 /** As on q35: below 4 GiB the last GiB belongs to devices. */
 const LOW_MEMORY = 3 * GiB
 const HIGH_MEMORY = 4 * GiB
-const HUGE = { '2M': 2 * 1024 * 1024, '1G': GiB } as const
-const LAST_GPA = 2 ** 52
 
-/** One region with its views; numbers only, for the library's own inner loops. */
-class Region implements MemoryRegion {
-  readonly u8: Uint8Array
-  readonly u16: Uint16Array
-  readonly u32: Uint32Array
-  readonly hva: Hva
-  readonly hvaPage: number
-  readonly bytes: number
-  readonly end: number
-
-  constructor(
-    /** Guest-physical address of the first byte. */
-    readonly start: number,
-    readonly mapping: Mapping,
-  ) {
-    this.bytes = mapping.byteLength
-    this.end = start + this.bytes
-    this.hva = mapping.address as Hva
-    this.hvaPage = Number(mapping.address >> 12n)
-    this.u8 = new Uint8Array(mapping.buffer)
-    this.u16 = new Uint16Array(mapping.buffer)
-    this.u32 = new Uint32Array(mapping.buffer)
-  }
-
-  get id(): number {
-    return this.mapping.id
-  }
-
-  get range(): Range<Gpa> {
-    return { first: BigInt(this.start) as Gpa, last: BigInt(this.end - 1) as Gpa }
-  }
+interface Pin {
+  readonly holder: object
+  readonly descriptor: Descriptor | undefined
+  readonly changed: (() => void) | undefined
 }
 
-/** Where `find` looks first once the memory is closed: no address is in it. */
-const NOWHERE = new Region(0, {
-  buffer: new ArrayBuffer(0),
-  address: 0n,
-  byteLength: 0,
-  id: 0,
-  holders: 0,
-  close: () => undefined,
-})
-
 export class GuestMemory implements Disposable {
-  readonly #regions: readonly Region[]
+  #regions: readonly Region[]
   /** Who holds the memory: one entry per `pin`, so that a holder may pin twice. */
-  readonly #pins = new Set<{ readonly holder: object }>()
+  readonly #pins = new Set<Pin>()
   /** What `find` searches: the regions, none once closed. */
   #mapped: readonly Region[]
   #last: Region
+  #generation = 0
+  #shared = false
 
   private constructor(regions: readonly Region[]) {
     this.#regions = regions
@@ -131,16 +80,7 @@ export class GuestMemory implements Disposable {
         throw new RangeError(`regions overlap at gpa 0x${sorted[i].start.toString(16)}`)
       }
     }
-    return new GuestMemory(
-      mapEach(
-        sorted,
-        ({ bytes, huge }) => native().mapMemory(bytes, huge),
-        ({ bytes, huge }) =>
-          huge === 0
-            ? `${bytes} bytes of guest memory`
-            : `no ${huge / 1024} KiB pages free: raise nr_hugepages under /sys/kernel/mm/hugepages`,
-      ),
-    )
+    return new GuestMemory(mapNew(sorted))
   }
 
   /**
@@ -150,19 +90,72 @@ export class GuestMemory implements Disposable {
    */
   static fromShared(shared: SharedMemory): GuestMemory {
     if (shared.regions.length === 0) throw new RangeError('guest memory needs at least one region')
-    return new GuestMemory(
+    const memory = new GuestMemory(
       mapEach(
         shared.regions,
         ({ id }) => native().openMapping(id),
         () => 'the memory was closed by its owner',
       ),
     )
+    memory.#shared = true
+    return memory
   }
 
   /** What another thread of this process needs for `fromShared`. @throws InvalidState ERR_CLOSED */
   share(): SharedMemory {
     this.#open()
+    this.#shared = true
     return { regions: this.#regions.map(({ start, id }) => ({ start, id })) }
+  }
+
+  /**
+   * Plugs a region in while devices may run: when it returns, all that pinned the memory reach it.
+   * @throws RangeError as `fromRegions`; SystemError ENOMEM
+   * @throws InvalidState ERR_CLOSED; ERR_UNSUPPORTED once the memory was shared with another thread
+   * @throws what a device throws that cannot take it; the region is gone again then
+   */
+  add(options: RegionOptions): MemoryRegion {
+    this.#changeable()
+    const plan = checkedRegion(options)
+    const after = plan.start + plan.bytes
+    if (this.#regions.some(({ start, end }) => start < after && plan.start < end)) {
+      throw new RangeError(`regions overlap at gpa 0x${plan.start.toString(16)}`)
+    }
+    const [region] = mapNew([plan])
+    const regions = [...this.#regions, region].sort((a, b) => a.start - b.start)
+    try {
+      for (const { descriptor } of this.#pins) {
+        if (descriptor !== undefined) succeeded(native().hold(descriptor, region.mapping), 'hold')
+      }
+      this.#change(regions)
+    } catch (error) {
+      this.#retire(region)
+      throw error
+    }
+    return region
+  }
+
+  /**
+   * Takes a region out while devices may run: when it returns, no device reaches it, and every view
+   * of it is empty. Only then may the host have it back.
+   * @param at the gpa at which it starts
+   * @throws RangeError for what starts no region, or the only one
+   * @throws InvalidState as `add`
+   * @throws what a device throws that cannot do without it; the region stays then
+   */
+  remove(at: Gpa | bigint | number): void {
+    this.#changeable()
+    const region = this.#regions.find(({ start }) => start === Number(at))
+    if (region === undefined) throw new RangeError(`no region starts at 0x${at.toString(16)}`)
+    const regions = this.#regions.filter((one) => one !== region)
+    if (regions.length === 0) throw new RangeError('guest memory needs at least one region')
+    this.#change(regions)
+    this.#retire(region)
+  }
+
+  /** Rises when a region comes or goes: what `find` answered before may be gone. */
+  get generation(): number {
+    return this.#generation
   }
 
   /** In ascending order. They are told even after `close()`. */
@@ -266,17 +259,20 @@ export class GuestMemory implements Disposable {
    * For a device that may touch the memory: `close()` is refused until it lets go, and with a
    * descriptor the memory stays in place until that is closed, whatever else happens. The
    * addresses that `descriptor` may give to the kernel are those of memory that it pins.
+   * @param changed called when a region has come, or has gone out of `find` and is about to go from
+   *   the host: when it returns, nothing behind the holder reaches it. A throw refuses the change,
+   *   and it is called again.
    * @throws InvalidState ERR_CLOSED
    * @throws SystemError EBADF when the descriptor is closed
    */
-  pin(holder: object, descriptor?: Descriptor): Disposable {
+  pin(holder: object, descriptor?: Descriptor, changed?: () => void): Disposable {
     this.#open()
     if (descriptor !== undefined) {
       for (const region of this.#regions) {
         succeeded(native().hold(descriptor, region.mapping), 'hold')
       }
     }
-    const pin = { holder }
+    const pin = { holder, descriptor, changed }
     this.#pins.add(pin)
     return { [Symbol.dispose]: () => void this.#pins.delete(pin) }
   }
@@ -299,6 +295,47 @@ export class GuestMemory implements Disposable {
     this.close()
   }
 
+  #changeable(): void {
+    this.#open()
+    if (!this.#shared) return
+    throw new InvalidState(
+      'ERR_UNSUPPORTED',
+      'memory that another thread may have cannot change: nothing would tell that thread',
+    )
+  }
+
+  /** Tells every holder, and takes it back if one refuses. */
+  #change(regions: readonly Region[]): void {
+    const before = this.#regions
+    const told: Pin[] = []
+    this.#become(regions)
+    try {
+      for (const pin of this.#pins) {
+        told.push(pin)
+        pin.changed?.()
+      }
+    } catch (error) {
+      this.#become(before)
+      for (const pin of told) quietly(() => pin.changed?.())
+      throw error
+    }
+  }
+
+  #become(regions: readonly Region[]): void {
+    this.#regions = regions
+    this.#mapped = regions
+    this.#last = regions[0]
+    this.#generation++
+  }
+
+  /** For a region that nobody reaches any more. */
+  #retire({ mapping }: Region): void {
+    for (const { descriptor } of this.#pins) {
+      if (descriptor !== undefined) native().letGo(descriptor, mapping)
+    }
+    mapping.close()
+  }
+
   #open(): void {
     if (this.closed) throw new InvalidState('ERR_CLOSED', 'this guest memory is closed')
   }
@@ -316,43 +353,16 @@ export class GuestMemory implements Disposable {
   }
 }
 
-export type { Region }
-
 /** What `postMessage` can carry to a Worker. */
 export interface SharedMemory {
   readonly regions: readonly { readonly start: number; readonly id: number }[]
 }
 
-/** All or nothing: what is mapped already is closed when one mapping is refused. */
-function mapEach<Plan extends { readonly start: number }>(
-  plans: readonly Plan[],
-  map: (plan: Plan) => Mapping | number,
-  hint: (plan: Plan) => string,
-): readonly Region[] {
-  const made: Region[] = []
+/** After a refusal, which is what the caller hears of. */
+function quietly(action: () => void): void {
   try {
-    for (const plan of plans) {
-      const mapping = map(plan)
-      if (typeof mapping === 'number') throw new SystemError(mapping, 'mmap', { hint: hint(plan) })
-      made.push(new Region(plan.start, mapping))
-    }
-  } catch (error) {
-    for (const region of made) region.mapping.close()
-    throw error
+    action()
+  } catch {
+    // A holder that refuses both states still pins all that it had.
   }
-  return made
-}
-
-function checkedRegion(options: RegionOptions): { start: number; bytes: number; huge: number } {
-  const start = Number(asGpa(options.gpa))
-  const huge = options.hugePages === undefined ? 0 : HUGE[options.hugePages]
-  const unit = huge === 0 ? PAGE_SIZE : huge
-  if (!Number.isSafeInteger(options.bytes) || options.bytes <= 0 || options.bytes % unit !== 0) {
-    throw new RangeError(`a region's size is a positive multiple of ${unit}: ${options.bytes}`)
-  }
-  if (start % unit !== 0) {
-    throw new RangeError(`a region starts at a multiple of ${unit}: 0x${start.toString(16)}`)
-  }
-  if (start + options.bytes > LAST_GPA) throw new RangeError('a region ends below 2^52')
-  return { start, bytes: options.bytes, huge }
 }

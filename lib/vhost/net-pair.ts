@@ -66,7 +66,7 @@ export class NetPair {
     const { device, memory, addressSpace } = options
     this.#options = options
     this.#view = physicalView(memory)
-    this.#pin = memory.pin(this, device.descriptor)
+    this.#pin = memory.pin(this, device.descriptor, this.#onMemory)
     const rings: Vring[] = []
     try {
       for (let i = 0; i < RINGS; i++) rings.push(new Vring(i))
@@ -312,6 +312,35 @@ export class NetPair {
     this.handler?.forgetMisses()
     for (const each of this.rings) if (each.running) each.kick()
     return true
+  }
+
+  /**
+   * Regions of guest memory came or went. The kernel's translations are by host address, so that
+   * all go; what waits for an answer gets one by the new regions, and each ring looks again.
+   */
+  readonly #onMemory = (): void => {
+    const { device, memory } = this.#options
+    const running = this.rings.filter((ring) => ring.running)
+    if (device.translates) {
+      this.handler?.flush()
+      this.handler?.retry()
+    } else {
+      for (const ring of running) this.#stillInMemory(ring)
+      device.setMemory(memory)
+    }
+    for (const ring of running) ring.kick()
+  }
+
+  /** Without translation the kernel has the ring's host addresses, and asks nobody. */
+  #stillInMemory(ring: Vring): void {
+    try {
+      ring.inHostMemory(this.#options.memory)
+    } catch {
+      throw new InvalidState(
+        'ERR_IN_USE',
+        `queue ${this.#queue(ring)} runs in this memory: stop or reset it first`,
+      )
+    }
   }
 
   #queue(ring: Vring): number {

@@ -22,6 +22,8 @@ export interface RegionViews {
 
 /** What a ring needs of guest memory: the region that holds a gpa, or undefined. */
 export interface ByteSpace {
+  /** Changes when a region found before may be gone; where it is missing, none ever goes. */
+  readonly generation?: number
   find(at: number): RegionViews | undefined
 }
 
@@ -54,7 +56,9 @@ export interface DmaView {
 /** Without an IOMMU: device addresses are gpas. */
 export function physicalView(memory: ByteSpace): DmaView {
   return {
-    generation: 0,
+    get generation(): number {
+      return memory.generation ?? 0
+    },
     locate: (page, _wanted, out) => place(memory, page, page, 0, LAST_PAGE, READWRITE, out),
   }
 }
@@ -63,8 +67,9 @@ export function physicalView(memory: ByteSpace): DmaView {
 export function translatedView(memory: ByteSpace, space: AddressSpace): DmaView {
   const found = new PageTranslation()
   return {
+    // Neither falls, so that their sum stands still only while both do.
     get generation(): number {
-      return space.generation
+      return space.generation + (memory.generation ?? 0)
     },
     locate(page, wanted, out): boolean {
       if (!space.translatePage(page, wanted, found)) return nowhere(out)

@@ -371,3 +371,101 @@ describe('sharing', () => {
     expect(await ended).toBe(0)
   })
 })
+
+describe('plugging', () => {
+  it('adds a region that is found from then on, in its place among the others', () => {
+    using memory = withHole()
+    const before = memory.generation
+    const region = memory.add({ gpa: 4 * PAGE, bytes: 2 * PAGE })
+    expect(memory.generation).toBeGreaterThan(before)
+    expect(region.range).toEqual(range(4 * PAGE, 6 * PAGE - 1))
+    expect(memory.regions.map(({ range: { first } }) => Number(first) / PAGE)).toEqual([0, 4, 16])
+    memory.setU32(5 * PAGE, 9)
+    expect(memory.u32(5 * PAGE)).toBe(9)
+    expect(memory.bytes).toBe(5 * PAGE)
+  })
+
+  it('removes a region: its views are empty, its memory goes back to the host', async () => {
+    using memory = withHole()
+    const { hva } = memory.regions[1]
+    const view = memory.view(16 * PAGE, PAGE)
+    expect(memory.find(16 * PAGE)).toBeDefined()
+    memory.remove(16 * PAGE)
+    expect(memory.find(16 * PAGE)).toBeUndefined()
+    expect(() => memory.u16(16 * PAGE)).toThrow(RangeError)
+    expect(view.length).toBe(0)
+    expect(memory.regions).toHaveLength(1)
+    await until(() => !isMapped(hva))
+  })
+
+  it('tells each holder with the region out of reach, and keeps it mapped until all were told', () => {
+    using memory = withHole()
+    const { hva } = memory.regions[1]
+    const event = eventfd()
+    const seen: unknown[] = []
+    const look = (): void => {
+      seen.push([memory.find(16 * PAGE) === undefined, isMapped(hva)])
+    }
+    using first = memory.pin({}, event, look)
+    using second = memory.pin({}, undefined, look)
+    memory.remove(16 * PAGE)
+    expect(seen).toEqual([
+      [true, true],
+      [true, true],
+    ])
+    expect(first).not.toBe(second)
+    event.close()
+  })
+
+  it('lets the descriptors of its holders name an added region, and a removed one no more', () => {
+    using memory = withHole()
+    const event = eventfd()
+    using pin = memory.pin({}, event)
+    const names = (address: bigint): number =>
+      native().writeMany(event, new BigUint64Array([address]), 8, 1, [0, -PAGE])
+    const { hva } = memory.add({ gpa: 4 * PAGE, bytes: PAGE })
+    expect(names(hva)).toBe(1)
+    memory.remove(4 * PAGE)
+    expect(names(hva)).toBe(-14)
+    expect(pin).toBeDefined()
+    event.close()
+  })
+
+  it('is taken back where a holder refuses, and those told before hear of it again', () => {
+    using memory = withHole()
+    const told: number[] = []
+    using one = memory.pin({}, undefined, () => told.push(memory.regions.length))
+    using two = memory.pin({}, undefined, () => {
+      if (memory.regions.length !== 2) throw new InvalidState('ERR_IN_USE', 'needed')
+    })
+    expect(() => {
+      memory.remove(16 * PAGE)
+    }).toThrow('needed')
+    expect(() => memory.add({ gpa: 4 * PAGE, bytes: PAGE })).toThrow('needed')
+    expect(told).toEqual([1, 2, 3, 2])
+    expect(memory.regions).toHaveLength(2)
+    memory.setU16(16 * PAGE, 5)
+    expect(memory.find(4 * PAGE)).toBeUndefined()
+    expect([one, two]).toHaveLength(2)
+  })
+
+  it('refuses an overlap, what is no region, the only region, and memory of two threads', () => {
+    using memory = withHole()
+    expect(() => memory.add({ gpa: PAGE, bytes: PAGE })).toThrow(RangeError)
+    expect(() => memory.add({ gpa: 3 * PAGE, bytes: 14 * PAGE })).toThrow(RangeError)
+    expect(() => memory.add({ gpa: 3 * PAGE, bytes: 1 })).toThrow(RangeError)
+    expect(() => {
+      memory.remove(PAGE)
+    }).toThrow(RangeError)
+    memory.remove(0)
+    expect(() => {
+      memory.remove(16 * PAGE)
+    }).toThrow('at least one region')
+    using twin = GuestMemory.fromShared(memory.share())
+    for (const shared of [memory, twin]) {
+      expect(() => shared.add({ gpa: 0, bytes: PAGE })).toThrow(
+        expect.objectContaining({ code: 'ERR_UNSUPPORTED' }) as Error,
+      )
+    }
+  })
+})

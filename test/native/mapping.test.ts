@@ -173,3 +173,28 @@ describe('hold', () => {
     event.close()
   })
 })
+
+describe('letGo', () => {
+  it('ends a hold: the memory may go, and its addresses are refused', async () => {
+    const memory = mapped()
+    const event = eventfd()
+    native().hold(event, memory)
+    const message = new BigUint64Array([memory.address])
+    expect(native().writeMany(event, message, 8, 1, [0, -PAGE])).toBe(1)
+    expect(native().letGo(event, memory)).toBe(0)
+    expect(memory.holders).toBe(0)
+    expect(native().writeMany(event, message, 8, 1, [0, -PAGE])).toBe(-14)
+    memory.close()
+    await until(() => !isMapped(memory.address))
+    event.close()
+  })
+
+  it('answers -ENOENT for what is not held, and -EBADF for what is closed', () => {
+    const memory = mapped()
+    const event = eventfd()
+    expect(native().letGo(event, memory)).toBe(-2)
+    memory.close()
+    expect(native().letGo(event, memory)).toBe(EBADF)
+    event.close()
+  })
+})

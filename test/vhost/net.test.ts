@@ -350,5 +350,66 @@ describe('a decorated channel', () => {
         },
       }),
     ).toThrow(broken)
+
+describe('memory that comes and goes', () => {
+  const tables = (): unknown[] =>
+    kernel.calls
+      .splice(0)
+      .filter(({ name }) => name === 'VHOST_SET_MEM_TABLE')
+      .map(({ argument }) => argument['nregions'])
+
+  test('is a new table without translation, while the rings run', () => {
+    const nic = placed(kept(), PLAIN)
+    nic.start()
+    kernel.taken()
+    memory.add({ gpa: 4 * MiB, bytes: PAGE_SIZE })
+    expect(tables()).toEqual([2])
+    memory.remove(4 * MiB)
+    expect(tables()).toEqual([1])
+    expect(kernel.messages).toEqual([])
+  })
+
+  test('is a flush of both halves with translation, and no table: addresses are the kernel’s', () => {
+    memory.add({ gpa: 4 * MiB, bytes: PAGE_SIZE })
+    const nic = placed(kept())
+    nic.start()
+    kernel.taken()
+    kernel.messages.length = 0
+    expect(nic.stats().entries).toBeGreaterThan(0)
+    memory.remove(4 * MiB)
+    expect(tables()).toEqual([])
+    expect(kernel.messages.map(({ type, iova }) => [type, iova])).toEqual([
+      [3, 0n],
+      [3, 1n << 63n],
+    ])
+    expect(nic.stats().entries).toBe(0)
+  })
+
+  test('stays where a ring runs in it whose host address the kernel has', () => {
+    const low = memory
+    memory = GuestMemory.fromRegions([
+      { gpa: 0, bytes: PAGE_SIZE * 16 },
+      { gpa: 4 * MiB, bytes: PAGE_SIZE },
+    ])
+    const nic = placed(kept(), PLAIN)
+    nic.start()
+    kernel.taken()
+    expect(() => {
+      memory.remove(0)
+    }).toThrow(/ERR_IN_USE|queue 0 runs in this memory/)
+    expect(memory.regions).toHaveLength(2)
+    expect(tables()).toEqual([2])
+    nic.stop()
+    memory.remove(0)
+    expect(tables()).toEqual([1])
+    low.close()
+  })
+
+  test('does not come where the kernel refuses the table', () => {
+    const nic = placed(kept(), PLAIN)
+    nic.start()
+    kernel.refusals.set('VHOST_SET_MEM_TABLE', -7)
+    expect(() => memory.add({ gpa: 4 * MiB, bytes: PAGE_SIZE })).toThrow(/E2BIG.*max_mem_regions/)
+    expect(memory.regions).toHaveLength(1)
   })
 })

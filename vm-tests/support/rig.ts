@@ -35,11 +35,11 @@ export const HEADER = 12
 export const RING_SIZE = 64
 const RINGS_GPA = 48 * MiB
 const BUFFERS_GPA = 56 * MiB
-const TRANSPORT = features('VIRTIO_F_VERSION_1', 'VIRTIO_F_ACCESS_PLATFORM')
 
 /** Whoever maps for the device. */
 export interface Guest {
-  readonly addressSpace: AddressSpace
+  /** Where it is missing, the device uses gpas. */
+  readonly addressSpace?: AddressSpace
   map(gpa: number, bytes: number, access: Access): bigint
   /** When it returns, the device has let go. */
   unmap(iova: bigint): void
@@ -101,12 +101,26 @@ export class PlainGuest implements Guest {
   }
 }
 
+/** No IOMMU: what the device is told is where it is. */
+export const physicalGuest: Guest = {
+  map: BigInt,
+  unmap: () => undefined,
+  close: () => undefined,
+}
+
+export interface RigOptions extends Partial<VhostNetOptions> {
+  readonly mergeable?: boolean
+  readonly ringSize?: number
+  readonly memory?: GuestMemory
+}
+
 export class Rig<G extends Guest> implements AsyncDisposable {
   readonly nic: VhostNet
   readonly rings: readonly [RingAddresses, RingAddresses]
   readonly #queues: readonly [DriverQueue, DriverQueue]
   readonly #descriptor: Descriptor
   readonly completed = [0, 0]
+  readonly #offered = [0, 0]
 
   private constructor(
     readonly guest: G,
@@ -115,14 +129,22 @@ export class Rig<G extends Guest> implements AsyncDisposable {
     readonly packets: PacketSocket,
     options: Partial<VhostNetOptions>,
     mergeable: boolean,
+    readonly ringSize: number,
   ) {
     const fd = openSync('/dev/vhost-net', constants.O_RDWR)
     const descriptor = native().duplicate(fd)
     if (typeof descriptor === 'number') throw new Error(`duplicate: ${descriptor}`)
     this.#descriptor = descriptor
     const { addressSpace } = guest
-    this.nic = VhostNet.open({ memory, addressSpace, backend: tap, fd, ...options })
-    this.nic.setFeatures(TRANSPORT | (mergeable ? features('VIRTIO_NET_F_MRG_RXBUF') : 0n))
+    const translated = addressSpace === undefined ? {} : { addressSpace }
+    this.nic = VhostNet.open({ memory, ...translated, backend: tap, fd, ...options })
+    this.nic.setFeatures(
+      features(
+        'VIRTIO_F_VERSION_1',
+        ...(addressSpace === undefined ? [] : (['VIRTIO_F_ACCESS_PLATFORM'] as const)),
+        ...(mergeable ? (['VIRTIO_NET_F_MRG_RXBUF'] as const) : []),
+      ),
+    )
     const made = [RX, TX].map((index) => this.#place(index))
     this.#queues = [made[RX].queue, made[TX].queue]
     this.rings = [made[RX].ring, made[TX].ring]
@@ -131,12 +153,12 @@ export class Rig<G extends Guest> implements AsyncDisposable {
   /** Started, with both rings mapped and no buffer. */
   static async open<G extends Guest>(
     guestOf: (memory: GuestMemory) => G,
-    { mergeable = true, ...options }: Partial<VhostNetOptions> & { mergeable?: boolean } = {},
+    { mergeable = true, ringSize = RING_SIZE, memory: given, ...options }: RigOptions = {},
   ): Promise<Rig<G>> {
     const tap = quietTap()
     const packets = await PacketSocket.open(tap.name)
-    const memory = GuestMemory.allocate(64 * MiB)
-    const rig = new Rig(guestOf(memory), memory, tap, packets, options, mergeable)
+    const memory = given ?? GuestMemory.allocate(64 * MiB)
+    const rig = new Rig(guestOf(memory), memory, tap, packets, options, mergeable, ringSize)
     rig.nic.start()
     await rig.settle()
     return rig
@@ -164,10 +186,29 @@ export class Rig<G extends Guest> implements AsyncDisposable {
 
   /** Offers one descriptor, mapped or not, and kicks. */
   offer(queue: number, iova: bigint, length: number): void {
+    this.offerAll(queue, [iova], length)
+  }
+
+  /** Offers one descriptor for each address, all at once, and kicks. */
+  offerAll(queue: number, iovas: readonly bigint[], length: number): void {
     const writable = queue === RX
-    if (!this.#queues[queue].add([{ address: iova, length, writable }], 0)) throw new Error('full')
+    for (const address of iovas) {
+      if (!this.#queues[queue].add([{ address, length, writable }], 0)) throw new Error('full')
+    }
+    this.#offered[queue] += iovas.length
+    this.nic.offering(queue, this.#offered[queue] & 0xffff)
     this.#queues[queue].publish()
     this.nic.kick(queue)
+  }
+
+  /** Lets the descriptor that names an address name another one. It must be waiting, not at work. */
+  redirect(queue: number, from: bigint, to: bigint): void {
+    const { u8, start } = this.memory.find(RINGS_GPA)!
+    const at = RINGS_GPA + queue * MiB - start + ringLayout(this.ringSize).desc
+    const words = new BigUint64Array(u8.buffer, at, this.ringSize * 2)
+    for (let i = 0; i < words.length; i += 2) {
+      if (words[i] === from) Atomics.store(words, i, to)
+    }
   }
 
   /** Until the worker is idle, and what it asked for is answered; collects what was completed. */
@@ -177,6 +218,11 @@ export class Rig<G extends Guest> implements AsyncDisposable {
       for (let i = 0; i < 3; i++) await turn()
       native().ioctl(this.#descriptor, IOCTLS.VHOST_SET_LOG_FD.request, none)
     }
+    this.collect()
+  }
+
+  /** Takes what was completed. */
+  collect(): void {
     for (const index of [RX, TX]) while (this.#queues[index].collect()) this.completed[index]++
   }
 
@@ -190,10 +236,10 @@ export class Rig<G extends Guest> implements AsyncDisposable {
   }
 
   #place(index: number): { readonly queue: DriverQueue; readonly ring: RingAddresses } {
-    const layout = ringLayout(RING_SIZE)
+    const layout = ringLayout(this.ringSize)
     const gpa = RINGS_GPA + index * MiB
     const parts = (base: bigint): RingAddresses => ({
-      size: RING_SIZE,
+      size: this.ringSize,
       desc: base + BigInt(layout.desc),
       avail: base + BigInt(layout.avail),
       used: base + BigInt(layout.used),
