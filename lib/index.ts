@@ -70,6 +70,7 @@ export type { VirtioPciOptions } from './pci/virtio-pci'
 export { buildDmar, parseDmar } from './acpi/dmar'
 export type { DecodedDmar, Dmar } from './acpi/dmar-structures'
 
+export { DirtyLog } from './vhost/dirty-log'
 export { KernelChannel } from './vhost/kernel-channel'
 export { VhostDevice } from './vhost/vhost-device'
 export { VhostNet } from './vhost/net'

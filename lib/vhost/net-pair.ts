@@ -6,49 +6,25 @@
  * stop takes the backends away first, then the translations, then the questions that are left.
  * Where a step is refused, the steps before it are taken back: a start happened or it did not.
  */
-import { KiB } from '../address'
 import { InvalidState, SystemError } from '../errors'
-import type { IotlbChannel } from '../iotlb/channel'
-import type { MissHandler, MissHandlerOptions, MissPolicy } from '../iotlb/miss-handler'
-import { merged } from '../iotlb/reply-policy'
+import type { MissHandler } from '../iotlb/miss-handler'
 import type { UnansweredMiss } from '../iotlb/unanswered'
-import { PageTranslation } from '../memory/address-space'
-import type { AddressSpace } from '../memory/address-space'
-import type { GuestMemory } from '../memory/guest-memory'
-import type { Descriptor } from '../native'
 import { physicalView, translatedView } from '../virtio/dma-view'
 import type { DmaView } from '../virtio/dma-view'
-import { hasFeature } from '../virtio/net'
+import type { RingAddresses } from '../virtio/ring-layout'
+import { features, hasFeature } from '../virtio/net'
+import type { DirtyLog } from './dirty-log'
 import { KernelChannel } from './kernel-channel'
+import { handlerOptions, looking } from './net-pair-options'
+import type { NetPairOptions } from './net-pair-options'
 import { examine, headsUpTo } from './stall'
-import type { StallReport } from './stall'
-import type { VhostDevice } from './vhost-device'
 import { Vring } from './vring'
 
 const EFAULT = -14
-/** A burst of 32 buffers of a page; more would only be dropped with it. */
-const MERGED_BYTES = 128 * KiB
 /** drivers/vhost/net.c: VHOST_NET_VQ_RX and VHOST_NET_VQ_TX. */
 const RINGS = 2
 const INDEX_MASK = 0xffff
-
-export interface NetPairOptions {
-  readonly device: VhostDevice
-  /** The index of the pair's receiving queue among all queues. */
-  readonly firstQueue: number
-  readonly socket: Descriptor
-  readonly memory: GuestMemory
-  readonly addressSpace: AddressSpace | undefined
-  readonly policy: MissPolicy
-  /** What the miss handler gets in place of the kernel's channel, or that itself. */
-  readonly decorate: (channel: IotlbChannel) => IotlbChannel
-  readonly handle: (options: MissHandlerOptions) => MissHandler
-  readonly onCall: (queue: number) => void
-  readonly onStall: (report: StallReport) => void
-  readonly onFault: (miss: UnansweredMiss) => void
-  /** The fault policy asks for a stop. */
-  readonly onStop: (miss: UnansweredMiss) => void
-}
+const LOG_ALL = features('VHOST_F_LOG_ALL')
 
 export class NetPair {
   readonly rings: readonly Vring[]
@@ -59,6 +35,8 @@ export class NetPair {
   readonly #options: NetPairOptions
   readonly #pin: Disposable
   #view: DmaView
+  #features: bigint | undefined
+  #log: DirtyLog | undefined
   #referenced = true
   #running = false
 
@@ -99,11 +77,16 @@ export class NetPair {
   setFeatures(bits: bigint): void {
     const { device, memory, addressSpace } = this.#options
     const changed = hasFeature(device.acknowledged ^ bits, 'VIRTIO_F_ACCESS_PLATFORM')
-    if (device.acknowledged !== 0n && changed) device.reset()
-    device.setFeatures(bits)
+    this.#features = undefined
+    if (device.acknowledged !== 0n && changed) {
+      device.reset()
+      this.#log?.renew(device)
+    }
+    device.setFeatures(this.#logged(bits))
     this.#forget()
     if (this.channel !== undefined) this.channel.enabled = device.translates
-    device.setMemory(device.translates ? undefined : memory)
+    this.#setMemory()
+    this.#features = bits
     this.#view =
       device.translates && addressSpace !== undefined
         ? translatedView(memory, looking(addressSpace))
@@ -133,6 +116,26 @@ export class NetPair {
   stop(): void {
     if (!this.#running) return
     this.#halt(this.rings.filter(({ running }) => running))
+  }
+
+  /**
+   * From now on the kernel notes what it writes in a log that it has been given, or does not.
+   * While it translates, its translations are gone after that (K9).
+   * @throws SystemError; what it notes is not known then
+   */
+  setLog(log: DirtyLog | undefined): void {
+    const { device } = this.#options
+    this.#log = log
+    for (const ring of this.rings) {
+      ring.wrote = log?.mark.bind(log)
+    }
+    if (log !== undefined) this.#setMemory()
+    if (this.#features !== undefined) {
+      if (device.translates) this.handler?.flush()
+      device.setFeatures(this.#logged(this.#features))
+      for (const ring of this.rings) if (ring.running) this.#setAddresses(ring)
+    }
+    if (log === undefined) this.#setMemory()
   }
 
   /** Stops one ring for good (virtio 1.3, 2.6.1) and leaves the other running. */
@@ -187,10 +190,31 @@ export class NetPair {
   }
 
   #place(ring: Vring): void {
-    const { device, memory } = this.#options
-    const addresses = device.translates ? ring.ring! : ring.inHostMemory(memory)
-    device.setRing(ring.index, addresses, ring.base)
+    const { device } = this.#options
+    device.setRing(ring.index, this.#addresses(ring), ring.base, this.#loggedAt(ring))
     device.setEvents(ring.index, ring.events)
+  }
+
+  #setAddresses(ring: Vring): void {
+    this.#options.device.setRingAddresses(ring.index, this.#addresses(ring), this.#loggedAt(ring))
+  }
+
+  #addresses(ring: Vring): RingAddresses {
+    const { device, memory } = this.#options
+    return device.translates ? ring.ring! : ring.inHostMemory(memory)
+  }
+
+  #loggedAt(ring: Vring): bigint | undefined {
+    return this.#log === undefined ? undefined : ring.ring!.used
+  }
+
+  #logged(bits: bigint): bigint {
+    return this.#log === undefined ? bits : bits | LOG_ALL
+  }
+
+  #setMemory(): void {
+    const { device, memory } = this.#options
+    device.setMemory(device.translates && this.#log === undefined ? undefined : memory)
   }
 
   /** K8: the used ring must be writable, although the kernel asks for it with read alone. */
@@ -321,12 +345,12 @@ export class NetPair {
   readonly #onMemory = (): void => {
     const { device, memory } = this.#options
     const running = this.rings.filter((ring) => ring.running)
+    if (!device.translates) for (const ring of running) this.#stillInMemory(ring)
+    this.#log?.cover(Number(memory.regions.at(-1)!.range.last) + 1)
+    if (!device.translates || this.#log !== undefined) this.#setMemory()
     if (device.translates) {
       this.handler?.flush()
       this.handler?.retry()
-    } else {
-      for (const ring of running) this.#stillInMemory(ring)
-      device.setMemory(memory)
     }
     for (const ring of running) ring.kick()
   }
@@ -345,41 +369,5 @@ export class NetPair {
 
   #queue(ring: Vring): number {
     return this.#options.firstQueue + ring.index
-  }
-}
-
-function handlerOptions(
-  options: NetPairOptions,
-  channel: IotlbChannel,
-  onDrop: (miss: UnansweredMiss) => void,
-): MissHandlerOptions {
-  const { memory, policy, onFault, onStop } = options
-  return {
-    channel,
-    addressSpace: options.addressSpace!,
-    memory,
-    onFault,
-    onStop,
-    onDrop,
-    ...policy,
-    reply: policy.reply ?? merged(MERGED_BYTES),
-    split: policy.split ?? true,
-  }
-}
-
-/** Asks the tables without a recorded fault: it is not the device that asks. */
-function looking(space: AddressSpace): AddressSpace {
-  const translatePage = (page: number, wanted: number, out: PageTranslation): boolean =>
-    space.translatePage(page, 0, out) && (out.access & wanted) === wanted
-  return {
-    get state() {
-      return space.state
-    },
-    get generation() {
-      return space.generation
-    },
-    translate: (at) => space.translate(at, 'none'),
-    translatePage,
-    notify: (notifier) => space.notify(notifier),
   }
 }

@@ -7,7 +7,7 @@
  * The MAC address, the control queue and the link status are no business of vhost: they belong to
  * whoever shows the device to a guest.
  */
-import { InvalidState, SystemError } from '../errors'
+import { InvalidState } from '../errors'
 import type { IotlbChannel } from '../iotlb/channel'
 import type { LookAheadMode } from '../iotlb/look-ahead'
 import { MissHandler } from '../iotlb/miss-handler'
@@ -17,17 +17,16 @@ import type { UnansweredMiss } from '../iotlb/unanswered'
 import type { AddressSpace } from '../memory/address-space'
 import type { GuestMemory } from '../memory/guest-memory'
 import type { Descriptor } from '../native'
-import { featureNames, features, hasFeature } from '../virtio/net'
-import type { Feature } from '../virtio/net'
 import type { NetDevice } from '../virtio/net-device'
 import type { RingAddresses } from '../virtio/ring-layout'
+import { DirtyLog } from './dirty-log'
 import { moduleParameter } from './module-parameters'
+import { HEADER_BY_VHOST, checkAcknowledged, configure, offered } from './net-features'
 import { NetPair } from './net-pair'
 import { sum } from './net-stats'
 import type { VhostNetStats } from './net-stats'
 import type { StallReport } from './stall'
 import type { Tap } from './tap'
-import { TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 } from './uapi'
 import { VhostDevice } from './vhost-device'
 import type { QueueState } from './vring'
 
@@ -69,32 +68,6 @@ export interface VhostNetOptions {
   readonly handler?: HandlerMaker
 }
 
-/** What the driver may leave to the tap, and needs no one to say so: frames from the guest. */
-const FROM_GUEST = features('VIRTIO_NET_F_CSUM', 'VIRTIO_NET_F_HOST_TSO4', 'VIRTIO_NET_F_HOST_TSO6')
-/** What the driver takes unfinished, and what the tap is told for it. */
-const TO_GUEST: readonly (readonly [Feature, number])[] = [
-  ['VIRTIO_NET_F_GUEST_CSUM', TUN_F_CSUM],
-  ['VIRTIO_NET_F_GUEST_TSO4', TUN_F_TSO4],
-  ['VIRTIO_NET_F_GUEST_TSO6', TUN_F_TSO6],
-]
-/** virtio 1.3, 5.1.3.1: the feature on the left is nothing without the one on the right. */
-const REQUIRES: readonly (readonly [Feature, Feature])[] = [
-  ['VIRTIO_NET_F_GUEST_TSO4', 'VIRTIO_NET_F_GUEST_CSUM'],
-  ['VIRTIO_NET_F_GUEST_TSO6', 'VIRTIO_NET_F_GUEST_CSUM'],
-  ['VIRTIO_NET_F_HOST_TSO4', 'VIRTIO_NET_F_CSUM'],
-  ['VIRTIO_NET_F_HOST_TSO6', 'VIRTIO_NET_F_CSUM'],
-]
-const OFFLOADS = FROM_GUEST | features(...TO_GUEST.map(([feature]) => feature))
-const ACCESS_PLATFORM = features('VIRTIO_F_ACCESS_PLATFORM')
-/** VHOST_NET_F_VIRTIO_NET_HDR: the same bit. */
-const HEADER_BY_VHOST = features('VIRTIO_F_ANY_LAYOUT')
-/** Bits of the kernel that are not the driver's to acknowledge. */
-const OURS = HEADER_BY_VHOST | features('VHOST_F_LOG_ALL')
-/** virtio 1.3, 5.1.6.1: a header of 12 bytes with either, of 10 without. */
-const LONG_HEADER = features('VIRTIO_F_VERSION_1', 'VIRTIO_NET_F_MRG_RXBUF')
-/** EOPNOTSUPP; Node's name for the number is ENOTSUP. */
-const ENOTSUP = -95
-
 type Listener<T> = (value: T) => void
 
 export class VhostNet implements NetDevice, Disposable {
@@ -109,16 +82,19 @@ export class VhostNet implements NetDevice, Disposable {
   readonly #calls = new Map<number, Set<() => void>>()
   readonly #stalls = new Set<Listener<StallReport>>()
   readonly #faults = new Set<Listener<UnansweredMiss>>()
+  readonly #memory: GuestMemory
+  #log: DirtyLog | undefined
   #acknowledged: bigint | undefined
   #started = false
   #closed = false
 
   private constructor(options: VhostNetOptions, opened: Opened) {
+    this.#memory = options.memory
     this.#taps = opened.taps
     this.#holds = opened.holds
     this.#devices = opened.devices
     this.requester = options.requester ?? options.addressSpace?.requester
-    this.features = offered(options, opened)
+    this.features = offered(options.addressSpace !== undefined, opened.devices, opened.taps)
     const pairs: NetPair[] = []
     try {
       for (const [i, device] of opened.devices.entries()) {
@@ -183,14 +159,7 @@ export class VhostNet implements NetDevice, Disposable {
   setFeatures(bits: bigint): void {
     this.#open()
     if (this.#started) throw alreadyStarted()
-    const foreign = bits & ~this.features
-    if (foreign !== 0n) {
-      throw new RangeError(`features not offered: ${featureNames(foreign).join(' ')}`)
-    }
-    for (const [feature, required] of REQUIRES) {
-      if (!hasFeature(bits, feature) || hasFeature(bits, required)) continue
-      throw new RangeError(`${feature} requires ${required}`)
-    }
+    checkAcknowledged(bits, this.features)
     this.#acknowledged = undefined
     for (const [i, pair] of this.#pairs.entries()) {
       const header = this.#tap(i).vnetHeader ? 0n : HEADER_BY_VHOST
@@ -270,6 +239,31 @@ export class VhostNet implements NetDevice, Disposable {
     if (ring.running) ring.outlook?.offering(availIndex)
   }
 
+  /**
+   * The kernel notes each page of guest memory that it writes, buffers and used rings, until the log
+   * is closed. It may be started and closed at any time, also while the device runs.
+   * @throws InvalidState ERR_ALREADY_STARTED while there is one; SystemError ENOMEM
+   */
+  startDirtyLog(): DirtyLog {
+    this.#open()
+    if (this.#log !== undefined) {
+      throw new InvalidState('ERR_ALREADY_STARTED', 'there is a log: close it first')
+    }
+    const end = Number(this.#memory.regions.at(-1)!.range.last) + 1
+    const log = new DirtyLog(this.#devices, end, () => {
+      this.#log = undefined
+      for (const pair of this.#pairs) pair.setLog(undefined)
+    })
+    this.#log = log
+    try {
+      for (const pair of this.#pairs) pair.setLog(log)
+    } catch (error) {
+      log.close()
+      throw error
+    }
+    return log
+  }
+
   /** Called when the kernel calls the driver for a queue. */
   onCall(index: number, listener: () => void): Disposable {
     this.#ring(index)
@@ -314,6 +308,7 @@ export class VhostNet implements NetDevice, Disposable {
     this.#closed = true
     this.#started = false
     try {
+      this.#log?.close()
       for (const pair of this.#pairs) pair.close()
     } finally {
       for (const hold of this.#holds) hold[Symbol.dispose]()
@@ -393,21 +388,6 @@ function deviceOptions(
   return { ...(path === undefined ? {} : { path }), ...(fd === undefined ? {} : { fd }) }
 }
 
-function offered(options: VhostNetOptions, { devices, taps }: Opened): bigint {
-  const kernel = devices.reduce((bits, { features }) => bits & features, devices[0].features)
-  const offloads = taps.every(({ vnetHeader }) => vnetHeader) ? OFFLOADS : 0n
-  if (options.addressSpace === undefined) {
-    return (kernel & ~OURS & ~ACCESS_PLATFORM) | offloads
-  }
-  if ((kernel & ACCESS_PLATFORM) === 0n) {
-    throw new SystemError(ENOTSUP, 'ioctl VHOST_GET_FEATURES', {
-      path: devices[0].path,
-      hint: 'this kernel has no device IOTLB (VIRTIO_F_ACCESS_PLATFORM): Linux 4.8 has one',
-    })
-  }
-  return (kernel & ~OURS) | offloads
-}
-
 /** An invalidation does not wait for frames that are sent without a copy (K11). */
 function refuseZeroCopy(): void {
   if (moduleParameter('vhost_net/experimental_zcopytx') === 0) return
@@ -416,14 +396,6 @@ function refuseZeroCopy(): void {
     'vhost_net was loaded with experimental_zcopytx=1, where an invalidation does not wait for ' +
       'frames in flight: load it with experimental_zcopytx=0',
   )
-}
-
-function configure(tap: Tap, bits: bigint): void {
-  const modern = (bits & LONG_HEADER) !== 0n
-  tap.setHeaderBytes(modern ? 12 : 10)
-  let offload = 0
-  for (const [feature, bit] of TO_GUEST) if (hasFeature(bits, feature)) offload |= bit
-  tap.setOffload(offload)
 }
 
 function added<T>(set: Set<T>, member: T): Disposable {

@@ -273,6 +273,8 @@ export type IoctlName = keyof typeof IOCTLS
 
 /** The constants of linux/vhost_types.h are bit numbers; these are the bits. */
 export const VHOST_BACKEND_F_IOTLB_MSG_V2 = 1n << 1n
+/** Of `vhost_vring_addr.flags`. */
+export const VHOST_VRING_F_LOG = 1
 
 /** linux/if_tun.h, net/if.h */
 export const IFF_UP = 0x1

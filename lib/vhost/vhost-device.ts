@@ -14,7 +14,14 @@ import { ringLayout } from '../virtio/ring-layout'
 import type { RingAddresses } from '../virtio/ring-layout'
 import { borrowed, openNode, refusal, release } from './descriptors'
 import type { Hints } from './descriptors'
-import { IOCTLS, STRUCTS, VHOST_BACKEND_F_IOTLB_MSG_V2, decodeStruct, encodeStruct } from './uapi'
+import {
+  IOCTLS,
+  STRUCTS,
+  VHOST_BACKEND_F_IOTLB_MSG_V2,
+  VHOST_VRING_F_LOG,
+  decodeStruct,
+  encodeStruct,
+} from './uapi'
 import type { IoctlName, MessageVersion } from './uapi'
 
 export interface VhostDeviceOptions {
@@ -98,7 +105,8 @@ export class VhostDevice implements Disposable {
   }
 
   /**
-   * What gpas the device may use; nothing at all where it gets its translations on demand.
+   * What gpas the device may use. Where it gets its translations on demand it needs none, unless it
+   * logs what it writes: then it finds gpas by this table.
    * @throws SystemError E2BIG for more regions than the module's max_mem_regions
    */
   setMemory(memory: GuestMemory | undefined): void {
@@ -128,12 +136,19 @@ export class VhostDevice implements Disposable {
    * Size, start and addresses of a ring without a backend.
    * @param ring iovas where the device translates, host addresses of held memory where it does not
    * @param base the free-running index of the next chain to take
+   * @param log gpa of the used ring, whose writes are to be logged; a device that translates finds
+   *   it itself
    * @throws SystemError EBUSY while it has a backend, EINVAL, EFAULT outside the held memory
    */
-  setRing(index: number, ring: RingAddresses, base: number): void {
-    const layout = ringLayout(ring.size)
+  setRing(index: number, ring: RingAddresses, base: number, log?: bigint): void {
     this.#vring('VHOST_SET_VRING_NUM', index, ring.size)
     this.#vring('VHOST_SET_VRING_BASE', index, base)
+    this.setRingAddresses(index, ring, log)
+  }
+
+  /** The same of a ring that may run, whose size and place stay: its used ring is logged, or not. */
+  setRingAddresses(index: number, ring: RingAddresses, log?: bigint): void {
+    const layout = ringLayout(ring.size)
     const fields = STRUCTS.vhost_vring_addr.fields
     const guards = [
       fields.desc_user_addr.at,
@@ -145,11 +160,22 @@ export class VhostDevice implements Disposable {
     ]
     const argument = encodeStruct(STRUCTS.vhost_vring_addr, {
       index,
+      flags: log === undefined ? 0 : VHOST_VRING_F_LOG,
       desc_user_addr: ring.desc,
       used_user_addr: ring.used,
       avail_user_addr: ring.avail,
+      log_guest_addr: log ?? 0n,
     })
     this.#call('VHOST_SET_VRING_ADDR', argument, this.translates ? undefined : guards)
+  }
+
+  /**
+   * Where pages that the device writes are noted, one bit each, as long as VHOST_F_LOG_ALL is among
+   * the features.
+   * @param at in memory that the descriptor holds; `bytes` must be enough for all gpas of the device
+   */
+  setLogBase(at: bigint, bytes: number): void {
+    this.#call('VHOST_SET_LOG_BASE', encodeStruct(STRUCTS.u64, { value: at }), [0, -bytes])
   }
 
   /** The free-running index of the next chain that the device takes. */
@@ -271,6 +297,7 @@ const IOCTL_HINTS: Readonly<Partial<Record<IoctlName, Hints>>> = {
     E2BIG: 'more regions than vhost takes: load it with a higher max_mem_regions',
     EFAULT: 'a region is not in the memory that the device holds',
   },
+  VHOST_SET_LOG_BASE: { EFAULT: 'the log does not cover the memory that the device holds' },
   VHOST_SET_VRING_ADDR: { EFAULT: 'the ring is not in the memory that the device holds' },
   VHOST_NET_SET_BACKEND: {
     EFAULT: 'the used ring cannot be reached: its pages must be mapped for reading and writing',

@@ -47,6 +47,8 @@ export class Vring {
   outlook: RingOutlook | undefined
   kicks = 0
   calls = 0
+  /** Hears of each word that `complete` writes, by gpa. */
+  wrote: ((at: number, bytes: number) => void) | undefined
   /** Chains completed, as far as they were seen (`sample`). */
   chains = 0
   readonly #one = new Uint8Array(8)
@@ -153,12 +155,15 @@ export class Vring {
     const id = this.#reachUsed(entry + USED.id, WRITE)
     if (id < 0) return false
     this.#used!.region.u32[id / 4] = head
+    this.#tell(id)
     const length = this.#reachUsed(entry + USED.len, WRITE)
     if (length < 0) return false
     this.#used!.region.u32[length / 4] = 0
+    this.#tell(length)
     const at = this.#reachUsed(USED.idx, WRITE)
     if (at < 0) return false
     Atomics.store(this.#used!.region.u16, at / 2, (index + 1) & INDEX_MASK)
+    this.#tell(at)
     native().write(this.events.call, this.#one, 0, 8)
     return true
   }
@@ -203,6 +208,10 @@ export class Vring {
   #configured(): RingAddresses {
     if (this.#ring !== undefined) return this.#ring
     throw new InvalidState('ERR_NOT_CONFIGURED', `ring ${this.index} has no addresses: setQueue()`)
+  }
+
+  #tell(at: number): void {
+    this.wrote?.(this.#used!.region.start + at, 1)
   }
 
   #reachUsed(byte: number, wanted: 1 | 2): number {

@@ -350,6 +350,8 @@ describe('a decorated channel', () => {
         },
       }),
     ).toThrow(broken)
+  })
+})
 
 describe('memory that comes and goes', () => {
   const tables = (): unknown[] =>

@@ -111,7 +111,8 @@ export const physicalGuest: Guest = {
 export interface RigOptions extends Partial<VhostNetOptions> {
   readonly mergeable?: boolean
   readonly ringSize?: number
-  readonly memory?: GuestMemory
+  /** Used rings have pages of their own, on which the guest writes nothing. */
+  readonly usedApart?: boolean
 }
 
 export class Rig<G extends Guest> implements AsyncDisposable {
@@ -130,6 +131,7 @@ export class Rig<G extends Guest> implements AsyncDisposable {
     options: Partial<VhostNetOptions>,
     mergeable: boolean,
     readonly ringSize: number,
+    usedApart: boolean,
   ) {
     const fd = openSync('/dev/vhost-net', constants.O_RDWR)
     const descriptor = native().duplicate(fd)
@@ -145,7 +147,7 @@ export class Rig<G extends Guest> implements AsyncDisposable {
         ...(mergeable ? (['VIRTIO_NET_F_MRG_RXBUF'] as const) : []),
       ),
     )
-    const made = [RX, TX].map((index) => this.#place(index))
+    const made = [RX, TX].map((index) => this.#place(index, usedApart))
     this.#queues = [made[RX].queue, made[TX].queue]
     this.rings = [made[RX].ring, made[TX].ring]
   }
@@ -153,12 +155,14 @@ export class Rig<G extends Guest> implements AsyncDisposable {
   /** Started, with both rings mapped and no buffer. */
   static async open<G extends Guest>(
     guestOf: (memory: GuestMemory) => G,
-    { mergeable = true, ringSize = RING_SIZE, memory: given, ...options }: RigOptions = {},
+    given: RigOptions = {},
   ): Promise<Rig<G>> {
+    const { mergeable = true, ringSize = RING_SIZE, usedApart = false, ...options } = given
     const tap = quietTap()
     const packets = await PacketSocket.open(tap.name)
-    const memory = given ?? GuestMemory.allocate(64 * MiB)
-    const rig = new Rig(guestOf(memory), memory, tap, packets, options, mergeable, ringSize)
+    const memory = GuestMemory.allocate(64 * MiB)
+    const guest = guestOf(memory)
+    const rig = new Rig(guest, memory, tap, packets, options, mergeable, ringSize, usedApart)
     rig.nic.start()
     await rig.settle()
     return rig
@@ -167,6 +171,11 @@ export class Rig<G extends Guest> implements AsyncDisposable {
   /** The gpa of a buffer page. */
   gpa(page: number): number {
     return BUFFERS_GPA + page * PAGE_SIZE
+  }
+
+  /** The first page of a queue's ring, by gpa. */
+  ringPage(queue: number): number {
+    return (RINGS_GPA + queue * MiB) / PAGE_SIZE
   }
 
   /** Bytes of a buffer page. */
@@ -235,17 +244,21 @@ export class Rig<G extends Guest> implements AsyncDisposable {
     this.tap.close()
   }
 
-  #place(index: number): { readonly queue: DriverQueue; readonly ring: RingAddresses } {
+  #place(
+    index: number,
+    usedApart: boolean,
+  ): { readonly queue: DriverQueue; readonly ring: RingAddresses } {
     const layout = ringLayout(this.ringSize)
     const gpa = RINGS_GPA + index * MiB
+    const used = usedApart ? Math.ceil(layout.bytes / PAGE_SIZE) * PAGE_SIZE : layout.used
     const parts = (base: bigint): RingAddresses => ({
       size: this.ringSize,
       desc: base + BigInt(layout.desc),
       avail: base + BigInt(layout.avail),
-      used: base + BigInt(layout.used),
+      used: base + BigInt(used),
     })
     const queue = new DriverQueue(this.memory, parts(BigInt(gpa)))
-    const ring = parts(this.guest.map(gpa, layout.bytes, 'readwrite'))
+    const ring = parts(this.guest.map(gpa, used + layout.usedBytes, 'readwrite'))
     this.nic.setQueue(index, ring)
     return { queue, ring }
   }

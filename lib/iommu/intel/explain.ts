@@ -5,7 +5,7 @@
  * The walk is the unit's own, with a trace: what is said here cannot differ from what is done.
  */
 import { accessOf, pageOf } from '../../address'
-import type { Iova } from '../../address'
+import type { AccessBits, Iova } from '../../address'
 import type { Layout } from '../../bits'
 import { PageTranslation } from '../../memory/address-space'
 import { requesterName } from '../iommu'
@@ -44,6 +44,7 @@ export interface LatchedState {
   readonly mode: number
 }
 
+/** @param wanted none asks for whatever is granted */
 export function explainRequest(
   memory: TableMemory,
   has: Capabilities,
@@ -51,6 +52,7 @@ export function explainRequest(
   source: number,
   ats: boolean,
   at: Iova,
+  wanted: AccessBits = 0,
 ): readonly WalkStep[] {
   const steps: WalkStep[] = []
   const translator = new Translator(memory, has)
@@ -61,7 +63,7 @@ export function explainRequest(
     entry: (kind, entryAt, level) => steps.push(describe(memory, kind, entryAt, level)),
   }
   const out = new PageTranslation()
-  const code = translator.translate(source, ats, pageOf(at), 0, out)
+  const code = translator.translate(source, ats, pageOf(at), wanted, out)
   const who = `${requesterName(source)} at ${hex(at)}`
   if (code === 0) {
     steps.push({ what: 'translation', means: `${who}: ${granted(out, latched.enabled)}` })

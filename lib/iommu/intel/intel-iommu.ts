@@ -24,7 +24,7 @@ import { InvalidationQueue } from './invalidation-queue'
 import { GCMD, IQA, REGISTER_WINDOW_BYTES, RTADDR, registerTable } from './registers'
 import type { RegisterName } from './registers'
 import { RegisterInvalidation } from './register-invalidation'
-import { TABLE_MODE, Translator } from './translator'
+import { TABLE_MODE, Translator, UNSUPPORTED_MODE } from './translator'
 
 /** A fault as it went into a recording register. */
 export interface RecordedFault {
@@ -48,8 +48,6 @@ interface Effect {
 const { TE, SRTP, QIE, SIRTP } = GCMD.field
 const IQA_AT = 0x90
 const QEMU_LEAST_SIZE = 4
-/** A table mode that the unit does not have: every request faults. */
-const UNSUPPORTED_MODE = -1
 
 export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu, MmioDevice {
   /** Bytes of the register window. */

@@ -24,6 +24,8 @@ export const INTERRUPT_LAST_PAGE = 0xfeeff
 
 /** RTADDR.TTM (11.4.5); a unit without scalable mode has no other than legacy. */
 export const TABLE_MODE = { legacy: 0, scalable: 1 } as const
+/** A table mode that the unit does not have: every request faults. */
+export const UNSUPPORTED_MODE = -1
 
 const READWRITE = 3
 
