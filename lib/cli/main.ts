@@ -9,6 +9,8 @@ import { LOOK_AHEADS, PAGE_SIZES, l2fwd } from './l2fwd-command'
 import type { L2fwdOptions } from './l2fwd-command'
 import { bench } from './bench-command'
 import type { BenchOptions } from './bench-command'
+import { ACCESSES, address, dumpPart, explain } from './explain-command'
+import type { ExplainOptions } from './explain-command'
 import { examine, report, usable } from './doctor'
 import { addTraceCommands, record } from './trace-command'
 import { vm } from './vm'
@@ -115,6 +117,41 @@ program
     const findings = examine()
     console.log(options.json ? JSON.stringify(findings, null, 2) : report(findings))
     process.exitCode = usable(findings) ? 0 : 1
+  })
+
+program
+  .command('explain')
+  .description("walk a guest's VT-d tables in a memory dump, and say what each entry decides")
+  .argument('<requester>', 'the device, such as 00:03.0')
+  .argument('<iova>', 'the address that it asks for, in hexadecimal', address)
+  .requiredOption(
+    '--memory <file[@gpa]>',
+    'raw guest memory that starts at this address (0); may be given several times',
+    dumpPart,
+  )
+  .requiredOption('--root <rtaddr>', 'the root table register (0x20), with its mode bits', address)
+  .option('--cap <cap>', 'the capability register (0x08); without it, all that there is', address)
+  .option('--ecap <ecap>', 'the extended capability register (0x10)', address)
+  .option('--host-width <bits>', 'width of guest-physical addresses', integer)
+  .addOption(
+    new Option('--access <access>', 'what the device wants to do')
+      .choices(ACCESSES)
+      .default('none'),
+  )
+  .option('--ats', 'the request comes from a device TLB', false)
+  .option('--json', 'print one object, and nothing else, on standard output', false)
+  .addHelpText(
+    'after',
+    '\nIt only reads the files. Exit status: 0 translated, 2 refused, 1 for its own failures.' +
+      '\n\nLinux prints CAP, ECAP and the host address width when it boots (dmesg | grep DMAR). In' +
+      "\nQEMU's monitor, `pmemsave 0 0x40000000 memory.bin` makes the dump, `xp /1gx 0xfed90020`" +
+      '\nprints the register.' +
+      '\n\nExamples:\n  vhost-iotlb explain --memory memory.bin --root 0x1402000 00:03.0 0xfffff000' +
+      '\n  vhost-iotlb explain --memory low.bin --memory high.bin@0x100000000 --root 1402400 \\' +
+      '\n    --cap d2008c222f0686 --ecap f00f5e --access write --json 01:00.0 fffe0000',
+  )
+  .action((requester: string, at: bigint, options: ExplainOptions) => {
+    process.exitCode = explain(requester, at, options)
   })
 
 program
