@@ -1,24 +1,14 @@
-import { execFileSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
-import { join, resolve } from 'node:path'
-import { tmpdir } from 'node:os'
+import { readFileSync, readdirSync, writeFileSync } from 'node:fs'
+import { join, relative } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { runInVm } from '../../lib/vm/run-in-vm'
+import { PackedPackage, root } from '../support/packed'
 
 /**
  * The package as a user gets it: packed, installed in an empty folder elsewhere, and the README's
  * script run there against the real kernel.
  */
-const root = resolve(__dirname, '../..')
-let folder: string
-
-function npm(directory: string, ...args: readonly string[]): string {
-  return execFileSync('npm', args, {
-    cwd: directory,
-    encoding: 'utf8',
-    stdio: ['ignore', 'pipe', 'pipe'],
-  })
-}
+let packed: PackedPackage
 
 /** The README's script, its open ends closed: one ARP request out, its answer in. */
 function readmeScript(style: 'esm' | 'cjs'): string {
@@ -54,26 +44,28 @@ ${plain}`
 }
 
 beforeAll(() => {
-  folder = mkdtempSync(join(tmpdir(), 'vhost-iotlb-package-'))
-  const packed = join(folder, 'packed')
-  mkdirSync(packed)
-  npm(root, 'pack', '--pack-destination', packed)
-  const [tarball] = readdirSync(packed)
-  writeFileSync(join(folder, 'package.json'), '{ "name": "empty", "private": true }')
-  npm(folder, 'install', '--no-audit', '--no-fund', join(packed, tarball))
-  writeFileSync(join(folder, 'script.mjs'), readmeScript('esm'))
-  writeFileSync(join(folder, 'script.cjs'), readmeScript('cjs'))
+  packed = new PackedPackage({ scripts: true })
+  packed.install()
+  writeFileSync(join(packed.folder, 'script.mjs'), readmeScript('esm'))
+  writeFileSync(join(packed.folder, 'script.cjs'), readmeScript('cjs'))
 })
 
 afterAll(() => {
-  rmSync(folder, { recursive: true, force: true })
+  packed[Symbol.dispose]()
 })
+
+/** Files below a folder of the repository, as paths from the repository's root. */
+function filesIn(folder: string): string[] {
+  return readdirSync(join(root, folder), { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => relative(root, join(entry.parentPath, entry.name)))
+}
 
 describe('the packed package', () => {
   it.each(['script.mjs', 'script.cjs'])('runs the script of the README: %s', async (script) => {
     const result = await runInVm({
       command: [process.execPath, script],
-      projectDirectory: folder,
+      projectDirectory: packed.folder,
       stdout: 'capture',
       stderr: 'capture',
       timeoutSeconds: 60,
@@ -86,18 +78,27 @@ describe('the packed package', () => {
     expect(seen['invalidates']).toBeGreaterThan(0)
   })
 
-  it('holds the built library, the sources that its maps name, and a prebuilt addon', () => {
-    const inside = join(folder, 'node_modules', 'vhost-iotlb')
-    expect(readdirSync(inside).sort()).toEqual([
-      'LICENSE',
-      'README.md',
-      'binding.gyp',
-      'dist',
-      'lib',
-      'native',
-      'package.json',
-      'prebuilds',
-    ])
-    expect(readdirSync(join(inside, 'prebuilds'))).toEqual([`linux-${process.arch}`])
+  it('holds the library, its sources, the addon prebuilt and its sources, and no more', () => {
+    const sources = filesIn('lib')
+    const built = sources.flatMap((path) =>
+      ['.js', '.js.map', '.d.ts', '.d.ts.map'].map((end) =>
+        path.replace(/^lib/, 'dist').replace(/\.ts$/, end),
+      ),
+    )
+    const single = ['CHANGELOG.md', 'LICENSE', 'README.md', 'binding.gyp', 'package.json']
+    const prebuilds = filesIn('prebuilds')
+    expect(prebuilds).toContain(`prebuilds/linux-${process.arch}/node.napi.glibc.node`)
+    const expected = [...sources, ...built, ...filesIn('native'), ...prebuilds, ...single]
+    expect(packed.contents().sort()).toEqual(expected.sort())
+  })
+
+  it('runs no script when it is installed', () => {
+    const { scripts, gypfile } = JSON.parse(
+      readFileSync(join(packed.folder, 'node_modules/vhost-iotlb/package.json'), 'utf8'),
+    ) as { readonly scripts: Record<string, string>; readonly gypfile: boolean }
+    const atInstall = ['preinstall', 'install', 'postinstall']
+    expect(Object.keys(scripts).filter((name) => atInstall.includes(name))).toEqual([])
+    // npm would otherwise run node-gyp by itself where it sees a binding.gyp.
+    expect(gypfile).toBe(false)
   })
 })
