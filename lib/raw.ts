@@ -91,6 +91,20 @@ export const raw = {
   },
 
   /**
+   * One read(2) of at most `length` bytes; waits where the descriptor is blocking.
+   * @returns how many there were
+   * @throws SystemError, EAGAIN among others
+   */
+  read(descriptor: Descriptor, buffer: ArrayBufferView, length = buffer.byteLength): number {
+    return succeeded(native().read(descriptor, buffer, 0, length), 'read')
+  },
+
+  /** One write(2) of `length` bytes. @returns what the system call returned @throws SystemError */
+  write(descriptor: Descriptor, buffer: ArrayBufferView, length = buffer.byteLength): number {
+    return succeeded(native().write(descriptor, buffer, 0, length), 'write')
+  },
+
+  /**
    * Shared memory at an address that can be given to the kernel.
    * @param bytes a multiple of the page size
    * @param hugePage 0, 2 MiB or 1 GiB

@@ -11,6 +11,8 @@ import { bench } from './bench-command'
 import type { BenchOptions } from './bench-command'
 import { ACCESSES, address, dumpPart, explain } from './explain-command'
 import type { ExplainOptions } from './explain-command'
+import { KERNELS, conformance } from './conformance-command'
+import type { ConformanceOptions } from './conformance-command'
 import { examine, report, usable } from './doctor'
 import { addTraceCommands, record } from './trace-command'
 import { vm } from './vm'
@@ -107,6 +109,27 @@ program
   })
 
 addTraceCommands(program)
+
+program
+  .command('conformance')
+  .description(
+    "what the kernel's vhost-net does, case by case; status 1 for what is documented nowhere",
+  )
+  .addOption(where())
+  .addOption(
+    new Option('--kernel <line>', "the nested VM's kernel, or both")
+      .choices(KERNELS)
+      .default('both'),
+  )
+  .option('--json', 'print an array of kernels, and nothing else, on standard output', false)
+  .addOption(new Option('--part').hideHelp())
+  .addHelpText(
+    'after',
+    '\nExamples:\n  vhost-iotlb conformance\n  vhost-iotlb conformance --kernel 6.1 --json',
+  )
+  .action(async (options: ConformanceOptions) => {
+    process.exitCode = await conformance(options)
+  })
 
 program
   .command('doctor')

@@ -211,8 +211,9 @@ describe('the fake vhost', () => {
     const subscription = vhost.onReadable(listener)
     vhost.access(byte(5), 'read')
     expect(listener).not.toHaveBeenCalled()
-    await new Promise((resolve) => setTimeout(resolve, 20))
-    expect(listener).toHaveBeenCalledTimes(3)
+    await vi.waitFor(() => {
+      expect(listener).toHaveBeenCalledTimes(3)
+    })
     subscription[Symbol.dispose]()
     vhost.kick()
     await new Promise((resolve) => setTimeout(resolve, 5))

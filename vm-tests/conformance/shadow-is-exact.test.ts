@@ -9,8 +9,9 @@ import type { MissHandlerOptions } from '../../lib/iotlb/miss-handler'
 import { exact, merged } from '../../lib/iotlb/reply-policy'
 import { PageTranslation } from '../../lib/memory/address-space'
 import { FakeAddressSpace } from '../../lib/testing/fake-address-space'
-import { BUFFERS, BUFFERS_GPA, Bench, PAGE, TX } from '../support/bench'
-import type { BenchRing } from '../support/bench'
+import { BUFFERS, BUFFERS_GPA, FEATURES, PAGE, TX } from '../../lib/testing/conformance/bench'
+import type { BenchRing } from '../../lib/testing/conformance/bench'
+import { LoopBench } from '../support/loop-bench'
 
 const SEED = 20161010
 const PAGES = 16
@@ -51,7 +52,7 @@ const POLICIES: readonly (readonly [string, Partial<MissHandlerOptions>])[] = [
 ]
 
 test.each(POLICIES)('with the reply policy %s', (_, policy) => {
-  using bench = new Bench()
+  using bench = new LoopBench()
   const ring = bench.runningRing(TX)
   const space = new FakeAddressSpace()
   const { channel, memory } = bench
@@ -75,7 +76,7 @@ test.each(POLICIES)('with the reply policy %s', (_, policy) => {
 })
 
 interface Parts {
-  readonly bench: Bench
+  readonly bench: LoopBench
   readonly ring: BenchRing
   readonly space: FakeAddressSpace
   readonly handler: MissHandler
@@ -105,7 +106,7 @@ function perform(step: Step, { bench, ring, space, handler }: Parts): void {
       handler.preload(FIRST + step.first, FIRST + step.last, 1)
       break
     case 'features':
-      bench.device.setFeatures(bench.device.acknowledged)
+      bench.kernel.setFeatures(FEATURES)
       handler.reset()
       mapRing(bench, ring, space, handler)
       break
@@ -115,7 +116,7 @@ function perform(step: Step, { bench, ring, space, handler }: Parts): void {
 const scratch = new PageTranslation()
 
 /** Kicks, and answers until the chain is done. */
-function answer(bench: Bench, ring: BenchRing, handler: MissHandler): void {
+function answer(bench: LoopBench, ring: BenchRing, handler: MissHandler): void {
   const wanted = ring.queue.availIndex
   ring.kick()
   for (let i = 0; i < 10 && ring.completed !== wanted; i++) {
@@ -126,7 +127,7 @@ function answer(bench: Bench, ring: BenchRing, handler: MissHandler): void {
 }
 
 function mapRing(
-  bench: Bench,
+  bench: LoopBench,
   ring: BenchRing,
   space: FakeAddressSpace,
   handler: MissHandler,
@@ -138,7 +139,7 @@ function mapRing(
 }
 
 /** Asks the kernel, page by page: what it holds it sends without a question. */
-function held(bench: Bench, ring: BenchRing): number[] {
+function held(bench: LoopBench, ring: BenchRing): number[] {
   const pages: number[] = []
   for (let page = 0; page < PAGES; page++) {
     bench.questions()
