@@ -1,10 +1,16 @@
-/** The commands about traces, as the command line shows them: `trace`, `replay`. */
+/** The commands about traces, as the command line shows them: `trace`, `replay`, `pcapng`. */
+import { closeSync, openSync, writeSync } from 'node:fs'
+import { join } from 'node:path'
 import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
 import { MAPPINGS, WHERES, demo } from './demo-command'
 import type { DemoOptions } from './demo-command'
 import { replayCommand, replyPolicy } from './replay-command'
 import type { ReplayOptions } from './replay-command'
+import { readTrace } from '../trace/codec'
+import { exportPcapng } from '../trace/pcapng'
+
+const DISSECTOR = join(__dirname, '../../wireshark/vhost-iotlb.lua')
 
 /** The option of commands that can be recorded. */
 export function record(): Option {
@@ -70,6 +76,37 @@ export function addTraceCommands(program: Command): void {
     .action((file: string, options: ReplayOptions) => {
       process.exitCode = replayCommand(file, options)
     })
+
+  program
+    .command('pcapng')
+    .description('turn a trace into a capture of frames and IOTLB messages for Wireshark')
+    .argument('<file>', 'a trace')
+    .argument('<capture>', 'where the capture goes')
+    .option('--json', 'print one object', false)
+    .addHelpText(
+      'after',
+      '\nMessages are of link type USER0; the package has a dissector for them.' +
+        '\n\nExamples:\n  vhost-iotlb pcapng run.trace run.pcapng' +
+        `\n  tshark -X lua_script:${DISSECTOR} -r run.pcapng`,
+    )
+    .action((file: string, capture: string, { json }: { readonly json: boolean }) => {
+      process.exitCode = pcapng(file, capture, json)
+    })
+}
+
+/** @returns the exit status */
+function pcapng(from: string, to: string, json: boolean): number {
+  const trace = readTrace(from)
+  const file = openSync(to, 'w')
+  try {
+    const counts = exportPcapng(trace, (block) => writeSync(file, block))
+    const words = `${counts.frames} frames and ${counts.messages} messages written to ${to}`
+    console.log(json ? JSON.stringify({ ...counts, file: to, dissector: DISSECTOR }) : words)
+    if (!json) console.log(`wireshark -X lua_script:${DISSECTOR} ${to}`)
+  } finally {
+    closeSync(file)
+  }
+  return 0
 }
 
 function whole(value: string): number {

@@ -122,6 +122,7 @@ class SimulatedDevice {
   chains = 0
   readonly #tables = new KnownTables()
   readonly #rings = new Map<number, SimulatedRing>()
+  #fresh: SimulatedChain[] = []
 
   constructor(
     event: EventOf<'handler'>,
@@ -134,6 +135,14 @@ class SimulatedDevice {
   }
 
   take(event: TraceEvent): void {
+    // Chains that become visible together are granted together, the newest first.
+    if (this.#fresh.length > 0 && event.kind !== 'offer' && event.kind !== 'mapped') {
+      for (const run of this.runs) {
+        if (run.policy.lookAhead !== 'on-kick') continue
+        for (let i = this.#fresh.length - 1; i >= 0; i--) run.grant(this.#fresh[i])
+      }
+      this.#fresh = []
+    }
     if (event.kind === 'offer') this.#offer(event)
     else if (event.kind === 'complete') this.#complete(event)
     else if (event.kind === 'mapped') this.#tables.learn(event)
@@ -154,7 +163,7 @@ class SimulatedDevice {
   #offer({ queue, head, buffers, indirectPage }: EventOf<'offer'>): void {
     const chain = { buffers, indirectPage, taken: false }
     this.#rings.get(queue)?.offered.set(head, chain)
-    for (const run of this.runs) if (run.policy.lookAhead === 'on-kick') run.grant(chain)
+    this.#fresh.push(chain)
   }
 
   #complete({ queue, head }: EventOf<'complete'>): void {
