@@ -52,6 +52,15 @@ export type { NetDevice } from './virtio/net-device'
 
 export { Miss } from './iotlb/channel'
 export type { IotlbChannel } from './iotlb/channel'
+export { diagnostics, observed } from './iotlb/diagnostics'
+export type {
+  DiagnosticSource,
+  FaultMessage,
+  InvalidateMessage,
+  MissMessage,
+  StallMessage,
+  UpdateMessage,
+} from './iotlb/diagnostics'
 export { MissHandler } from './iotlb/miss-handler'
 export type { FaultPolicy, MissHandlerOptions } from './iotlb/miss-handler'
 export type { MissStats } from './iotlb/stats'
@@ -60,6 +69,7 @@ export type { LookAheadMode } from './iotlb/look-ahead'
 export { exact, merged } from './iotlb/reply-policy'
 export type { ReplyPolicy } from './iotlb/reply-policy'
 export { Shadow } from './iotlb/shadow'
+export type { ShadowEntry } from './iotlb/shadow'
 
 export { Ats } from './pci/ats'
 export { ConfigSpace } from './pci/config-space'

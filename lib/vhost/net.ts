@@ -9,10 +9,12 @@
  */
 import { InvalidState } from '../errors'
 import type { IotlbChannel } from '../iotlb/channel'
+import { diagnostics, observed } from '../iotlb/diagnostics'
 import type { LookAheadMode } from '../iotlb/look-ahead'
 import { MissHandler } from '../iotlb/miss-handler'
 import type { FaultPolicy, MissHandlerOptions } from '../iotlb/miss-handler'
 import type { ReplyPolicy } from '../iotlb/reply-policy'
+import type { ShadowEntry } from '../iotlb/shadow'
 import type { UnansweredMiss } from '../iotlb/unanswered'
 import type { AddressSpace } from '../memory/address-space'
 import type { GuestMemory } from '../memory/guest-memory'
@@ -298,6 +300,11 @@ export class VhostNet implements NetDevice, Disposable {
     for (const pair of this.#pairs) pair.reference(true)
   }
 
+  /** What the kernel holds, pair by pair, the oldest entry of each first. */
+  entries(): readonly ShadowEntry[] {
+    return this.#pairs.flatMap(({ handler }) => handler?.shadow.snapshot() ?? [])
+  }
+
   stats(): VhostNetStats {
     return sum(this.#pairs)
   }
@@ -327,6 +334,7 @@ export class VhostNet implements NetDevice, Disposable {
   ): ConstructorParameters<typeof NetPair>[0] {
     const { memory, addressSpace, reply, lookAhead, split, fault, paranoid, channel, handler } =
       options
+    const source = { requester: this.requester, pair: index }
     return {
       device,
       firstQueue: index * 2,
@@ -336,9 +344,11 @@ export class VhostNet implements NetDevice, Disposable {
         for (const listener of this.#calls.get(queue) ?? []) listener()
       },
       onStall: (report) => {
+        if (diagnostics.stall.hasSubscribers) diagnostics.stall.publish({ ...source, ...report })
         for (const listener of this.#stalls) listener(report)
       },
       onFault: (miss) => {
+        if (diagnostics.fault.hasSubscribers) diagnostics.fault.publish({ ...source, ...miss })
         for (const listener of this.#faults) listener(miss)
       },
       onStop: () => {
@@ -347,7 +357,10 @@ export class VhostNet implements NetDevice, Disposable {
         })
       },
       addressSpace,
-      decorate: (kernel) => channel?.(kernel, index) ?? kernel,
+      decorate: (kernel) => {
+        const watched = observed(kernel, source)
+        return channel?.(watched, index) ?? watched
+      },
       handle: (made) => handler?.(made, index) ?? new MissHandler(made),
       policy: { reply, lookAhead, split, fault, paranoid },
     }
