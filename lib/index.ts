@@ -97,8 +97,11 @@ export * as uapi from './vhost/uapi'
 
 export { IntelIommuDriver } from './guest/intel-iommu-driver'
 export type { IntelIommuDriverOptions, PageSize } from './guest/intel-iommu-driver'
+export { frameStream, webFrameStreams } from './guest/frame-ports'
+export type { FramePortOptions, WebFramePort } from './guest/frame-ports'
 export { NetDriver } from './guest/net-driver'
 export type {
+  Abortable,
   FrameListener,
   Mapping,
   NetDriverOptions,

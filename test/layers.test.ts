@@ -6,7 +6,7 @@ const lib = resolve(__dirname, '../lib')
 
 /** The layers of the library, lowest first; a file outside any folder is named itself. */
 const LAYERS: readonly (readonly string[])[] = [
-  ['address.ts', 'bits.ts', 'errors.ts', 'native.ts'],
+  ['address.ts', 'bits.ts', 'errors.ts', 'inspect.ts', 'native.ts'],
   ['memory'],
   ['iommu', 'virtio'],
   ['iotlb', 'pci', 'acpi'],

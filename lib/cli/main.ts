@@ -13,6 +13,7 @@ import { ACCESSES, address, dumpPart, explain } from './explain-command'
 import type { ExplainOptions } from './explain-command'
 import { KERNELS, conformance } from './conformance-command'
 import type { ConformanceOptions } from './conformance-command'
+import { addCompletionCommands } from './completion'
 import { examine, report, usable } from './doctor'
 import { addTraceCommands, record } from './trace-command'
 import { vm } from './vm'
@@ -196,6 +197,8 @@ program
   .action(async (command: readonly string[], options: VmCommandOptions) => {
     process.exitCode = await vm(command, options)
   })
+
+addCompletionCommands(program)
 
 program.parseAsync().catch((error: unknown) => {
   console.error(`vhost-iotlb: ${error instanceof Error ? error.message : String(error)}`)

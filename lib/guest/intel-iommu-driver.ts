@@ -7,11 +7,13 @@
  * domain-wide invalidation; their iovas are not used again before it. A unit with caching mode is
  * always driven strictly, and hears of what is mapped too.
  */
+import type { InspectOptions } from 'node:util'
 import { PAGE_SHIFT, PAGE_SIZE, READWRITE, accessBits } from '../address'
 import type { Access, AccessBits, Gpa, Iova } from '../address'
 import { InvalidState } from '../errors'
+import { plain, shown, summary } from '../inspect'
 import type { Iommu, MmioDevice, Requester } from '../iommu/iommu'
-import { sourceId } from '../iommu/iommu'
+import { requesterName, sourceId } from '../iommu/iommu'
 import type { GuestMemory } from '../memory/guest-memory'
 import type { DmaPool, GuestDma, Mapping } from './dma'
 import { IntelIommuUnit } from './intel-iommu-unit'
@@ -129,6 +131,18 @@ export class IntelIommuDriver implements GuestDma, Disposable {
     this.#waiting.count = 0
     this.#mapped.clear()
     this.#unit = undefined
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      mode: this.mode,
+      requester: plain(requesterName(this.#source)),
+      enabled: this.#enabled,
+      mapped: this.#mapped.size,
+      waiting: this.#waiting.count,
+      ...this.submitted,
+    }
+    return summary('IntelIommuDriver', fields, depth, options)
   }
 
   [Symbol.dispose](): void {

@@ -5,7 +5,9 @@
  * vhost-net without a virtual machine. It reacts to calls and never polls. Not here: the control
  * queue, and whatever speaks over the frames.
  */
+import type { InspectOptions } from 'node:util'
 import { InvalidState } from '../errors'
+import { shown, summary } from '../inspect'
 import { NetHeader, hasFeature } from '../virtio/net'
 import type { Offload } from '../virtio/net'
 import type { NetDevice } from '../virtio/net-device'
@@ -40,6 +42,10 @@ export type FrameListener = (frame: Uint8Array, header: Readonly<NetHeader>) => 
 export interface SendOptions extends Offload {
   /** Which pair of queues; default 0. */
   readonly pair?: number
+}
+
+export interface Abortable {
+  readonly signal?: AbortSignal
 }
 
 interface Held {
@@ -96,12 +102,15 @@ export class NetDriver implements Disposable {
 
   /**
    * Negotiates, maps, fills the receiving ring, starts the device.
+   * @param options.signal closes the driver when it is aborted, whatever goes on then
    * @throws InvalidState ERR_ALREADY_STARTED, ERR_CLOSED, ERR_UNSUPPORTED by device or IOMMU,
-   *   ERR_EXHAUSTED without enough guest memory
+   *   ERR_EXHAUSTED without enough guest memory; the signal's reason when it is aborted already
    */
-  start(): Promise<void> {
+  start({ signal }: Abortable = {}): Promise<void> {
     return new Promise((resolve) => {
+      signal?.throwIfAborted()
       this.#start()
+      if (signal !== undefined) this.#disposables.push(this.#closeOn(signal))
       resolve()
     })
   }
@@ -134,23 +143,31 @@ export class NetDriver implements Disposable {
     return placed
   }
 
-  /** Resolves when there is room for a frame of `bytes`. @throws as `send` */
-  ready(bytes = FULL_FRAME_BYTES, pair = 0): Promise<void> {
-    return this.#until(() => this.#pair(pair).transmit.hasRoom(bytes))
+  /**
+   * Resolves when there is room for a frame of `bytes`.
+   * @throws as `send`; the signal's reason when it is aborted
+   */
+  ready(bytes = FULL_FRAME_BYTES, pair = 0, { signal }: Abortable = {}): Promise<void> {
+    return this.#until(() => this.#pair(pair).transmit.hasRoom(bytes), signal)
   }
 
-  /** Resolves when every frame sent has completed, and lazy invalidations are done. */
-  async flush(): Promise<void> {
-    await this.#until(() => this.#pairs.every((pair) => pair.sentAll()))
+  /**
+   * Resolves when every frame sent has completed, and lazy invalidations are done.
+   * @throws the signal's reason when it is aborted: frames may be on their way then
+   */
+  async flush({ signal }: Abortable = {}): Promise<void> {
+    await this.#until(() => this.#pairs.every((pair) => pair.sentAll()), signal)
     this.#dma.flush()
   }
 
   /**
    * Received frames, each a copy. Frames that came while nobody listened are among them, up to
-   * `backlog`. A reader that is slower than the device loses frames (`stats().dropped`).
+   * `backlog`. The host's end of a tap cannot be made to wait: for a reader that is slower than
+   * the device, `backlog` frames are kept, and the newest are lost (`stats().dropped`).
+   * @param options.signal ends the iteration, without an error, when it is aborted
    * @throws while iterating: what broke the rings
    */
-  frames(options: { readonly signal?: AbortSignal } = {}): AsyncIterableIterator<Uint8Array> {
+  frames(options: Abortable = {}): AsyncIterableIterator<Uint8Array> {
     const stream: FrameStream = new FrameStream({
       limit: this.#backlog,
       ...options,
@@ -198,6 +215,19 @@ export class NetDriver implements Disposable {
     this.#state = 'closed'
     if (running) this.#stop()
     this.#release(this.#failure)
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      state: this.#state,
+      mapping: this.#dma.mode,
+      pairs: this.#pairs.length,
+      held: this.#held.length,
+      readers: this.#listeners.size + this.#streams.size,
+      stats: this.stats(),
+      failure: this.#failure?.message,
+    }
+    return summary('NetDriver', fields, depth, options)
   }
 
   [Symbol.dispose](): void {
@@ -320,12 +350,39 @@ export class NetDriver implements Disposable {
     for (const stream of this.#streams) stream.end(error)
   }
 
-  #until(done: () => boolean): Promise<void> {
-    return new Promise((resolve, reject) => {
-      if (this.#state !== 'started') throw this.#notRunning()
-      if (done()) resolve()
-      else this.#waiting.add({ done, resolve, reject })
-    })
+  #closeOn(signal: AbortSignal): Disposable {
+    const close = (): void => {
+      this.close()
+    }
+    signal.addEventListener('abort', close, { once: true })
+    return {
+      [Symbol.dispose]: () => {
+        signal.removeEventListener('abort', close)
+      },
+    }
+  }
+
+  async #until(done: () => boolean, signal?: AbortSignal): Promise<void> {
+    signal?.throwIfAborted()
+    let abort: (() => void) | undefined
+    try {
+      await new Promise<void>((resolve, reject) => {
+        if (this.#state !== 'started') throw this.#notRunning()
+        if (done()) {
+          resolve()
+          return
+        }
+        const waiting = { done, resolve, reject }
+        abort = () => {
+          this.#waiting.delete(waiting)
+          reject(signal?.reason as Error)
+        }
+        this.#waiting.add(waiting)
+        signal?.addEventListener('abort', abort, { once: true })
+      })
+    } finally {
+      if (abort !== undefined) signal?.removeEventListener('abort', abort)
+    }
   }
 }
 

@@ -22,9 +22,11 @@
  * - Callbacks run between messages, never between a walk and its UPDATE; from within them every
  *   method may be called. `handle()` does nothing there: the loop that called goes on.
  */
+import type { InspectOptions } from 'node:util'
 import { LAST_PAGE, pageOf } from '../address'
 import type { AccessBits, Iova, Range } from '../address'
 import { InvalidState } from '../errors'
+import { shown, summary } from '../inspect'
 import type { InvalidationSource, Notifier } from '../memory/address-space'
 import type { DmaView } from '../virtio/dma-view'
 import type { RingAddresses } from '../virtio/ring-layout'
@@ -285,6 +287,17 @@ export class MissHandler implements Notifier, Disposable {
     if (this.#closed) return
     this.#closed = true
     for (const subscription of this.#subscriptions) subscription[Symbol.dispose]()
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      state: this.#closed ? 'closed' : 'answering',
+      lookAhead: this.#options.lookAhead ?? 'off',
+      unanswered: this.unanswered().length,
+      shadow: this.shadow,
+      stats: this.stats(),
+    }
+    return summary('MissHandler', fields, depth, options)
   }
 
   [Symbol.dispose](): void {

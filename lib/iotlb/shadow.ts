@@ -10,8 +10,10 @@
  * What depends on it: an invalidation of pages that are not here is not sent. So it may hold
  * more than the device does, never less, and `limit` must not be below the device's own.
  */
+import type { InspectOptions } from 'node:util'
 import { PAGE_SHIFT, accessOf, iovaRange } from '../address'
 import type { Access, AccessBits, Hva, Iova, Range } from '../address'
+import { plain, shown, summary } from '../inspect'
 import { IntervalMap, widened } from '../memory/interval-map'
 
 /** Slots to begin with: the kernel's default `max_iotlb_entries`. */
@@ -158,6 +160,19 @@ export class Shadow {
       })
     }
     return entries
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      entries: this.entries,
+      limit: this.limit,
+      pages: this.pages,
+      evictions: this.evictions,
+      ranges: this.snapshot().map(({ iova, access }) =>
+        plain(`0x${iova.first.toString(16)}-0x${iova.last.toString(16)} ${access}`),
+      ),
+    }
+    return summary('Shadow', fields, depth, options)
   }
 
   #widen(): void {

@@ -6,9 +6,11 @@
  * `span` answer undefined for what is not memory, the accessors for callers throw. Multi-byte
  * values are little-endian, as the guest's are on both hosts that the package runs on.
  */
+import type { InspectOptions } from 'node:util'
 import { GiB, gpa as asGpa } from '../address'
 import type { Gpa, Hva, Range } from '../address'
 import { InvalidState, succeeded } from '../errors'
+import { plain, shown, summary } from '../inspect'
 import { native } from '../native'
 import type { Descriptor } from '../native'
 import { NOWHERE, checkedRegion, mapEach, mapNew } from './region'
@@ -289,6 +291,17 @@ export class GuestMemory implements Disposable {
     this.#mapped = []
     this.#last = NOWHERE
     for (const region of this.#regions) region.mapping.close()
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      bytes: this.#mapped.reduce((sum, { bytes }) => sum + bytes, 0),
+      regions: this.#mapped.map(({ start, bytes }) =>
+        plain(`0x${start.toString(16)}-0x${(start + bytes - 1).toString(16)}`),
+      ),
+      ...(this.#mapped.length === 0 ? { closed: true } : { pinned: this.#pins.size > 0 }),
+    }
+    return summary('GuestMemory', fields, depth, options)
   }
 
   [Symbol.dispose](): void {

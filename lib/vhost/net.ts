@@ -7,7 +7,10 @@
  * The MAC address, the control queue and the link status are no business of vhost: they belong to
  * whoever shows the device to a guest.
  */
+import type { InspectOptions } from 'node:util'
 import { InvalidState } from '../errors'
+import { plain, shown, summary } from '../inspect'
+import { requesterName } from '../iommu/iommu'
 import type { IotlbChannel } from '../iotlb/channel'
 import { diagnostics, observed } from '../iotlb/diagnostics'
 import type { LookAheadMode } from '../iotlb/look-ahead'
@@ -19,6 +22,7 @@ import type { UnansweredMiss } from '../iotlb/unanswered'
 import type { AddressSpace } from '../memory/address-space'
 import type { GuestMemory } from '../memory/guest-memory'
 import type { Descriptor } from '../native'
+import { featureNames } from '../virtio/net'
 import type { NetDevice } from '../virtio/net-device'
 import type { RingAddresses } from '../virtio/ring-layout'
 import { DirtyLog } from './dirty-log'
@@ -322,6 +326,18 @@ export class VhostNet implements NetDevice, Disposable {
     }
   }
 
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      state: this.#closed ? 'closed' : this.#started ? 'started' : 'stopped',
+      requester: this.requester === undefined ? undefined : plain(requesterName(this.requester)),
+      taps: this.#taps.map(({ name }) => name),
+      queues: this.queues,
+      features: featureNames(this.#acknowledged ?? 0n),
+      stats: counted(this.stats()),
+    }
+    return summary('VhostNet', fields, depth, options)
+  }
+
   [Symbol.dispose](): void {
     this.close()
   }
@@ -409,6 +425,11 @@ function refuseZeroCopy(): void {
     'vhost_net was loaded with experimental_zcopytx=1, where an invalidation does not wait for ' +
       'frames in flight: load it with experimental_zcopytx=0',
   )
+}
+
+/** What has been counted; most counters are 0 on most devices. */
+function counted(stats: VhostNetStats): Record<string, number> {
+  return Object.fromEntries(Object.entries(stats).filter(([, count]) => count !== 0))
 }
 
 function added<T>(set: Set<T>, member: T): Disposable {

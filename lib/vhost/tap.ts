@@ -5,7 +5,9 @@
  * descriptor of its own. Frames can also be read and written here directly, by a program that is
  * its own device; not while a vhost device has the tap.
  */
+import type { InspectOptions } from 'node:util'
 import { InvalidState, SystemError, succeeded } from '../errors'
+import { shown, summary } from '../inspect'
 import { native } from '../native'
 import type { Descriptor } from '../native'
 import { borrowed, openNode, refusal, release } from './descriptors'
@@ -245,6 +247,16 @@ export class Tap implements Disposable {
     for (const queue of this.#queues) queue.close()
   }
 
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      name: this.name,
+      queues: this.#queues.length,
+      headerBytes: this.#headerBytes,
+      state: this.#closed ? 'closed' : this.#holder === undefined ? 'free' : 'held by a device',
+    }
+    return summary('Tap', fields, depth, options)
+  }
+
   [Symbol.dispose](): void {
     this.close()
   }
@@ -273,7 +285,9 @@ const NODE_HINTS: Hints = {
 }
 
 const ATTACH_HINTS: Hints = {
-  EBUSY: 'another program has it, or it exists already',
+  EBUSY:
+    'another program or object has it, or it exists already: close the other one, take another ' +
+    "name ('tap%d' finds a free one), or see who has it: grep -l iff /proc/*/fdinfo/*",
   EPERM:
     'needs CAP_NET_ADMIN: run as root, in a network namespace of your own (unshare -Urn), ' +
     'or on a tap made for you (ip tuntap add mode tap user …)',

@@ -274,12 +274,15 @@ export class VhostDevice implements Disposable {
 
 const EBADF = -9
 
+const ELSEWHERE =
+  '`vhost-iotlb doctor` says what else is missing, `vhost-iotlb vm -- COMMAND` runs where it is there'
+
 const OPEN_HINTS: Hints = {
-  ENOENT: 'load the module: modprobe vhost_net',
-  ENODEV: 'load the module: modprobe vhost_net',
-  ENXIO: 'load the module: modprobe vhost_net',
+  ENOENT: `load the module: modprobe vhost_net; ${ELSEWHERE}`,
+  ENODEV: `load the module: modprobe vhost_net; ${ELSEWHERE}`,
+  ENXIO: `load the module: modprobe vhost_net; ${ELSEWHERE}`,
   EACCES: 'no permission: add the user to the group of the node (Debian: kvm), or run as root',
-  EPERM: 'no permission: the device is not allowed here (container or cgroup)',
+  EPERM: `no permission: the device is not allowed here (container or cgroup); ${ELSEWHERE}`,
 }
 
 /** What a refusal of a call means. */

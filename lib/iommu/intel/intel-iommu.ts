@@ -5,9 +5,11 @@
  * writes is done when `write()` returns, so that its polling loops end at the first look.
  */
 import { EventEmitter } from 'node:events'
+import type { InspectOptions } from 'node:util'
 import { accessOf, iovaOfPage } from '../../address'
 import type { AccessBits, Iova } from '../../address'
 import { RegisterFile } from '../../bits'
+import { hex, shown, summary } from '../../inspect'
 import type { AddressSpace, FaultReason } from '../../memory/address-space'
 import { requesterName, sourceId } from '../iommu'
 import type { Iommu, MmioDevice, Requester, WalkStep } from '../iommu'
@@ -222,6 +224,15 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
   }
 
   /** QEMU looks at one bit, and only where scalable mode is on. */
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      translation: (this.#status & TE.mask()) !== 0 ? 'on' : 'off',
+      queue: (this.#status & QIE.mask()) !== 0 ? 'on' : 'off',
+      rootTable: hex(this.#registers.get('RTADDR')),
+    }
+    return summary('IntelIommu', fields, depth, options)
+  }
+
   #tableMode(mode: number): number {
     if (this.capabilities.qemu) return this.capabilities.scalable ? mode & 1 : TABLE_MODE.legacy
     return mode === TABLE_MODE.scalable && !this.capabilities.scalable ? UNSUPPORTED_MODE : mode

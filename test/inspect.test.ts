@@ -1,0 +1,70 @@
+import { inspect } from 'node:util'
+import { describe, expect, it } from 'vitest'
+import { MiB, gpa } from '../lib/address'
+import { IntelIommuDriver } from '../lib/guest/intel-iommu-driver'
+import { NetDriver } from '../lib/guest/net-driver'
+import { IntelIommu } from '../lib/iommu/intel/intel-iommu'
+import { Shadow } from '../lib/iotlb/shadow'
+import { MissHandler } from '../lib/iotlb/miss-handler'
+import { GuestMemory } from '../lib/memory/guest-memory'
+import { FakeAddressSpace } from '../lib/testing/fake-address-space'
+import { FakeVhost } from '../lib/testing/fake-channel'
+import { LoopbackDevice } from '../lib/testing/loopback-device'
+
+const line = (value: unknown): string => inspect(value, { breakLength: Infinity })
+
+describe('what objects show of themselves', () => {
+  it('guest memory: its regions, and whether somebody needs it', () => {
+    using memory = GuestMemory.allocate(2 * MiB)
+    expect(line(memory)).toBe(
+      'GuestMemory { bytes: 2097152, regions: [ 0x0-0x1fffff ], pinned: false }',
+    )
+    memory.close()
+    expect(line(memory)).toBe('GuestMemory { bytes: 0, regions: [], closed: true }')
+  })
+
+  it('an IOMMU and its driver: what is switched on, and what is mapped', () => {
+    using memory = GuestMemory.allocate(8 * MiB)
+    const iommu = new IntelIommu(memory)
+    expect(line(iommu)).toBe("IntelIommu { translation: 'off', queue: 'off', rootTable: 0x0 }")
+    using driver = new IntelIommuDriver(iommu, memory, { requester: '00:03.0', mode: 'strict' })
+    driver.enable()
+    driver.map(gpa(0x1000), 4096, 'read')
+    expect(line(iommu)).toMatch(/^IntelIommu \{ translation: 'on', queue: 'on', rootTable: 0x[1-9]/)
+    expect(line(driver)).toMatch(
+      /^IntelIommuDriver \{ mode: 'strict', requester: 00:03.0, enabled: true, mapped: 1, /,
+    )
+  })
+
+  it('a shadow: what the device holds, the oldest first', () => {
+    const shadow = new Shadow(4)
+    shadow.insert(16, 17, 0, 1)
+    shadow.insert(2, 2, 0, 3)
+    expect(line(shadow)).toBe(
+      'Shadow { entries: 2, limit: 4, pages: 3, evictions: 0, ' +
+        'ranges: [ 0x10000-0x11fff read, 0x2000-0x2fff readwrite ] }',
+    )
+  })
+
+  it('a miss handler: its policy, its counters and its shadow', () => {
+    using memory = GuestMemory.allocate(2 * MiB)
+    const channel = new FakeVhost()
+    using handler = new MissHandler({ channel, addressSpace: new FakeAddressSpace(), memory })
+    expect(line(handler)).toMatch(/^MissHandler \{ state: 'answering', lookAhead: 'off', /)
+    expect(line(handler)).toContain('shadow: Shadow { entries: 0')
+  })
+
+  it('a driver: its state and its counters', async () => {
+    using memory = GuestMemory.allocate(8 * MiB)
+    const nic = new LoopbackDevice({ memory })
+    using driver = NetDriver.attach(nic, { memory, mapping: 'off' })
+    expect(line(driver)).toMatch(/^NetDriver \{ state: 'new', mapping: 'off', /)
+    await driver.start()
+    expect(line(driver)).toContain("state: 'started'")
+  })
+
+  it('no more than a name where the depth is used up', () => {
+    using memory = GuestMemory.allocate(2 * MiB)
+    expect(line({ a: { b: { memory } } })).toContain('[GuestMemory]')
+  })
+})
