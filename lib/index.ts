@@ -126,6 +126,13 @@ export { simulate } from './trace/simulator'
 export type { SimulatedPolicy, SimulationResult } from './trace/simulator'
 export type { DeviceSnapshot, FlyingChain, ReplaySnapshot } from './trace/replay-state'
 
+export { Monitor, rates } from './monitor/monitor'
+export type { DeviceRates, DeviceSample, Latency, MonitorSample, Watched } from './monitor/monitor'
+export { iovaMap, plainLines, screen } from './monitor/screen'
+export { serveMetrics, serveStats } from './monitor/serve'
+export type { ServeMetricsOptions, ServeStatsOptions, Served } from './monitor/serve'
+export { metricsText } from './monitor/metrics'
+
 export { FakeAddressSpace } from './testing/fake-address-space'
 export { FakeVhost } from './testing/fake-channel'
 export { LoopbackDevice } from './testing/loopback-device'

@@ -11,9 +11,16 @@ const LAYERS: readonly (readonly string[])[] = [
   ['iommu', 'virtio'],
   ['iotlb', 'pci', 'acpi'],
   ['vhost', 'trace', 'testing', 'guest', 'raw.ts'],
+  ['monitor'],
   ['cli', 'vm', 'vmm', 'index.ts'],
 ]
-const NATIVE_USERS = ['memory/guest-memory.ts', 'memory/region.ts', 'vhost/', 'raw.ts', 'vmm/kvm.ts']
+const NATIVE_USERS = [
+  'memory/guest-memory.ts',
+  'memory/region.ts',
+  'vhost/',
+  'raw.ts',
+  'vmm/kvm.ts',
+]
 
 const files = readdirSync(lib, { recursive: true, encoding: 'utf8' }).filter((f) =>
   f.endsWith('.ts'),

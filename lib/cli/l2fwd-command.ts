@@ -7,13 +7,17 @@ import { hostCan } from './demo-command'
 import type { WHERES } from './demo-command'
 import { Forwarder, difference, hitRate } from './l2fwd'
 import type { Figures, PortOptions } from './l2fwd'
+import { Monitor } from '../monitor/monitor'
 import { Pktgen } from './pktgen'
 import { beginRecording, recordFlag } from './record'
+import { show } from './top'
+import { serveWhat } from './top-command'
+import type { WatchOptions } from './top-command'
 
 export const PAGE_SIZES = ['4K', '2M', '1G'] as const
 export const LOOK_AHEADS = ['off', 'on-miss', 'on-kick'] as const
 
-export interface L2fwdOptions extends PortOptions {
+export interface L2fwdOptions extends PortOptions, WatchOptions {
   readonly where: (typeof WHERES)[number]
   readonly kernel: KernelLine
   /** Seconds after the warm-up; undefined until interrupted. */
@@ -61,12 +65,15 @@ async function onHost(options: L2fwdOptions): Promise<number> {
   await forwarder.start()
   const [first, second] = forwarder.ports.map(({ tap }) => tap.name)
   say(`${first} <-> ${second}, mapping ${options.mapping}, look-ahead ${options.lookAhead}`)
+  const nics = forwarder.ports.map(({ nic }) => nic)
+  await using served = await serveWhat(nics, options)
+  for (const address of served.addresses) say(address)
   await using traffic = generator(forwarder, options)
   traffic?.start()
   await sleep(WARM_UP_SECONDS * 1000)
   const warm = forwarder.figures()
   const started = performance.now()
-  await watch(forwarder, options.duration, say)
+  await watch(forwarder, options, say)
   const seconds = (performance.now() - started) / 1000
   const figures = difference(forwarder.figures(), warm)
   const [there, back] = figures.forwarded
@@ -91,9 +98,10 @@ function generator(forwarder: Forwarder, options: L2fwdOptions): Pktgen | undefi
 /** One line a second, until the time is over or somebody interrupts. */
 async function watch(
   forwarder: Forwarder,
-  duration: number | undefined,
+  { duration, top, json }: L2fwdOptions,
   say: (line: string) => void,
 ): Promise<void> {
+  using monitor = top === true ? new Monitor(forwarder.ports.map(({ nic }) => nic)) : undefined
   const stop = new AbortController()
   const interrupt = (): void => {
     stop.abort()
@@ -101,13 +109,20 @@ async function watch(
   process.once('SIGINT', interrupt).once('SIGTERM', interrupt)
   try {
     let before = forwarder.figures()
+    let sample = monitor?.sample()
     let last = performance.now()
     const end = last + (duration ?? Infinity) * 1000
     while (last < end) {
       await sleep(Math.min(1000, end - last), undefined, { signal: stop.signal })
       const now = forwarder.figures()
       const at = performance.now()
-      say(live(difference(now, before), (at - last) / 1000))
+      if (monitor === undefined || sample === undefined) {
+        say(live(difference(now, before), (at - last) / 1000))
+      } else {
+        const next = monitor.sample()
+        if (!json) show(sample, next, false)
+        sample = next
+      }
       before = now
       last = at
     }
@@ -131,6 +146,9 @@ function line(name: string, value: unknown): string {
 }
 
 async function inVm(options: L2fwdOptions): Promise<number> {
+  if (options.stats !== undefined || options.metrics !== undefined) {
+    throw new RangeError('--stats and --metrics can be reached on this host only, not in a VM')
+  }
   const { mapping, pageSize, lookAhead, merge, queues, duration, generate, json } = options
   const flags = {
     ...{ where: 'host', mapping, 'page-size': pageSize, 'look-ahead': lookAhead },
@@ -142,7 +160,8 @@ async function inVm(options: L2fwdOptions): Promise<number> {
   const { status } = await runInVm({
     command: [
       ...[process.execPath, join(__dirname, 'main.js'), 'l2fwd'],
-      ...[...given, ...(json ? ['--json'] : []), ...recordFlag(options.record)],
+      ...[...given, ...(json ? ['--json'] : []), ...(options.top === true ? ['--top'] : [])],
+      ...recordFlag(options.record),
     ],
     projectDirectory: process.cwd(),
     kernel: options.kernel,

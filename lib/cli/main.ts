@@ -16,6 +16,7 @@ import type { ConformanceOptions } from './conformance-command'
 import { addCompletionCommands } from './completion'
 import { examine, report, usable } from './doctor'
 import { addTraceCommands, record } from './trace-command'
+import { addTopCommand, watchable } from './top-command'
 import { vm } from './vm'
 import type { VmCommandOptions } from './vm'
 
@@ -51,8 +52,7 @@ program
     process.exitCode = await demo(options)
   })
 
-program
-  .command('l2fwd')
+watchable(program.command('l2fwd'))
   .description('forward frames between two taps in one process, and count the misses')
   .addOption(where())
   .addOption(
@@ -84,7 +84,9 @@ program
   .addHelpText(
     'after',
     '\nExamples:\n  vhost-iotlb l2fwd --mapping static --page-size 1G --generate 0 --duration 10' +
-      '\n  vhost-iotlb l2fwd --mapping strict --look-ahead on-kick --generate 5000 --duration 10',
+      '\n  vhost-iotlb l2fwd --mapping strict --look-ahead on-kick --generate 5000 --duration 10' +
+      '\n  vhost-iotlb l2fwd --mapping lazy --generate 5000 --top' +
+      '\n  vhost-iotlb l2fwd --stats --metrics 0.0.0.0:9464',
   )
   .action(async (options: L2fwdOptions) => {
     process.exitCode = await l2fwd(options)
@@ -110,6 +112,7 @@ program
   })
 
 addTraceCommands(program)
+addTopCommand(program)
 
 program
   .command('conformance')
