@@ -14,7 +14,10 @@ export interface TableRegion {
 }
 
 export interface TableMemory {
-  /** @param at guest-physical address, 0 to 2^52-1 */
+  /**
+   * A region may be kept: one whose memory goes has its arrays detached, as `GuestMemory` does it.
+   * @param at guest-physical address, 0 to 2^52-1
+   */
   find(at: number): TableRegion | undefined
 }
 
