@@ -122,6 +122,8 @@ export type { EventKind, TraceClock, TraceEvent, TraceSink } from './trace/event
 export { replay } from './trace/replayer'
 export type { Divergence, ReplayResult } from './trace/replayer'
 export { PcapngWriter, exportPcapng } from './trace/pcapng'
+export { ExposureMeter } from './trace/exposure'
+export type { Exposure, SecondsClock } from './trace/exposure'
 export { simulate } from './trace/simulator'
 export type { SimulatedPolicy, SimulationResult } from './trace/simulator'
 export type { DeviceSnapshot, FlyingChain, ReplaySnapshot } from './trace/replay-state'

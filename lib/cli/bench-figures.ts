@@ -51,6 +51,11 @@ export const SECTIONS = {
   mappings: { main: 'p50us', against: '64 mappings', title: 'Round trip by live mappings' },
   rings: { main: 'pps', against: 'ring 256', title: 'Ring sizes, strict, on-kick' },
   pairs: { main: 'pps', against: '1 pair', title: 'Pairs of queues, strict, on-kick' },
+  exposure: {
+    main: 'staleKiB',
+    against: 'strict',
+    title: 'What the device can reach that was unmapped, that is in flight, and in all; means',
+  },
   walk: { main: 'ns', against: 'c', title: 'A walk of four levels' },
   heap: { main: 'heapBytesPerPacket', against: 'loopback, off', title: 'Heap' },
   memory: { main: 'rssMiB', against: 'node alone', title: 'Resident memory' },

@@ -2,6 +2,7 @@
 import { heapContestants, memoryContestants, walkContestants } from './bench-alone'
 import { interleaved } from './bench-contestant'
 import type { Contestant, Measured } from './bench-contestant'
+import { exposureContestants } from './bench-exposure'
 import type { Missing, Row } from './bench-figures'
 import { cFloor, mappingContestants, missContestants } from './bench-miss'
 import { cLoops, nodeFs, testpmd } from './bench-peers'
@@ -45,6 +46,7 @@ export async function benchWithVhost(
     [...(programs === undefined ? [] : cLoops(programs)), ...nodeFs, ...testpmd, ...oursAll()],
     [...floor, ...missContestants(effort.questions), ...mappingContestants(effort.questions)],
     growthContestants(),
+    exposureContestants,
     memoryContestants,
   ]
   const rows: Row[] = []

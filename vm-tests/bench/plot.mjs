@@ -43,6 +43,11 @@ function chart({ rows, env }) {
       color: { field: 'policy', sort: POLICIES, title: 'policy' },
     },
   })
+  const exposure = of('exposure').flatMap(({ name, figures }) => [
+    { name, what: 'unmapped, still reachable', kib: figures.staleKiB },
+    { name, what: 'in flight', kib: figures.inFlightKiB },
+    { name, what: 'reachable', kib: figures.reachableKiB },
+  ])
   const peers = ['out', 'in', 'forward'].flatMap((section) =>
     of(section).map(({ name, figures }) => ({ section, name, pps: figures.pps })),
   )
@@ -72,7 +77,37 @@ function chart({ rows, env }) {
           color: { field: 'name', title: 'by' },
         },
       },
+      ...(exposure.length > 0 ? [reach(exposure)] : []),
     ],
     resolve: { scale: { x: 'independent', xOffset: 'independent', color: 'independent' } },
+  }
+}
+
+/** Means over time, which differ by powers of ten; what is nothing has no bar. */
+function reach(values) {
+  return {
+    title: 'Memory that the device can reach, in KiB, by mapping',
+    width: 420,
+    height: 170,
+    data: { values: values.filter(({ kib }) => kib > 0) },
+    mark: { type: 'bar', clip: true },
+    encoding: {
+      x: {
+        field: 'name',
+        type: 'nominal',
+        sort: [...new Set(values.map(({ name }) => name))],
+        title: null,
+        axis: { labelAngle: 0 },
+      },
+      xOffset: { field: 'what', sort: [...new Set(values.map(({ what }) => what))] },
+      y: {
+        field: 'kib',
+        type: 'quantitative',
+        title: null,
+        scale: { type: 'log', domainMin: 0.01 },
+      },
+      y2: { datum: 0.01 },
+      color: { field: 'what', title: 'KiB' },
+    },
   }
 }
