@@ -100,7 +100,7 @@ async function inVm(
   const flags = [
     ...['--where', 'host', '--part', ...(options.quick ? ['--quick'] : [])],
     ...(programs === undefined ? [] : ['--programs', programs]),
-    ...(options.only === undefined ? [] : ['--only', ...options.only]),
+    ...(options.only === undefined ? [] : ['--only', options.only.join(',')]),
   ]
   let accelerator = 'unknown'
   const { status, stdout, release } = await runInVm({

@@ -1,14 +1,71 @@
 /** What the bench measures, one after another in rounds: something that runs for a time. */
 import { readFileSync } from 'node:fs'
-import { combined } from './bench-figures'
+import { SECTIONS, combined, spread } from './bench-figures'
 import type { Missing, Row, Sample, Section } from './bench-figures'
 
 export interface Contestant {
   readonly section: Section
   readonly name: string
   readonly note?: string
-  /** Measures for about so many milliseconds. */
-  run(ms: number): Promise<Sample>
+  /**
+   * Measures for about so many milliseconds, after at most `warmMs` in which it comes up to its
+   * speed (`warmedUp`).
+   */
+  run(ms: number, warmMs: number): Promise<Sample>
+}
+
+export interface Effort {
+  readonly rounds: number
+  /** Of each measurement. */
+  readonly ms: number
+  /** At most, before the measurement of the first round; a quarter of it in the others. */
+  readonly warmMs: number
+}
+
+/** Something that moves frames for as long as it is told to. */
+export interface Mover {
+  move(ms: number): Promise<void>
+  /** Frames moved so far. */
+  frames(): number
+}
+
+const SLICE_MS = 100
+/** That many equal slices in a row are steady; equal means within this share of the largest. */
+const SLICES = 3
+const EQUAL = 0.2
+/** Code that ran less often is still interpreted. */
+const LEAST_FRAMES = 10_000
+
+/** Lets it move frames until its rate changes no more, or the time is over. */
+export async function warmedUp(
+  mover: Mover,
+  mostMs: number,
+  now: () => number = () => performance.now(),
+): Promise<void> {
+  const begin = mover.frames()
+  const end = now() + mostMs
+  const rates: number[] = []
+  while (now() < end) {
+    const before = mover.frames()
+    const started = now()
+    await mover.move(SLICE_MS)
+    rates.push((mover.frames() - before) / (now() - started))
+    const last = rates.slice(-SLICES)
+    const steady = last.length === SLICES && Math.min(...last) >= (1 - EQUAL) * Math.max(...last)
+    if (steady && mover.frames() - begin >= LEAST_FRAMES) return
+  }
+}
+
+/** @returns frames in so many seconds */
+export async function moved(
+  mover: Mover,
+  ms: number,
+): Promise<{ readonly frames: number; readonly seconds: number }> {
+  const before = mover.frames()
+  const started = performance.now()
+  await mover.move(ms)
+  const frames = mover.frames() - before
+  return { frames, seconds: (performance.now() - started) / 1000 }
 }
 
 export interface Measured {
@@ -19,7 +76,7 @@ export interface Measured {
 /** Every contestant once in each round, so that a change of the machine's mood meets them all. */
 export async function interleaved(
   contestants: readonly Contestant[],
-  { rounds, ms }: { readonly rounds: number; readonly ms: number },
+  { rounds, ms, warmMs }: Effort,
   say: (line: string) => void,
 ): Promise<Measured> {
   const samples = new Map<Contestant, Sample[]>(contestants.map((each) => [each, []]))
@@ -28,7 +85,7 @@ export async function interleaved(
     for (const [contestant, mine] of samples) {
       const { section, name } = contestant
       try {
-        mine.push(finite(await contestant.run(ms)))
+        mine.push(finite(await contestant.run(ms, round === 0 ? warmMs : warmMs / 4)))
         say(`${section}: ${name}${rounds > 1 ? `, round ${round + 1} of ${rounds}` : ''}`)
       } catch (error) {
         samples.delete(contestant)
@@ -39,7 +96,7 @@ export async function interleaved(
     }
   }
   const rows = [...samples].map(([{ section, name, note }, mine]) => ({
-    ...{ section, name, figures: combined(mine) },
+    ...{ section, name, figures: { ...combined(mine), ...spread(mine, SECTIONS[section].main) } },
     ...(note === undefined ? {} : { note }),
   }))
   return { rows, missing }

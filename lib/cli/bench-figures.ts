@@ -82,6 +82,14 @@ export function combined(samples: readonly Sample[]): Sample {
   return Object.fromEntries(names.map((name) => [name, median(samples.map((s) => s[name]))]))
 }
 
+/** How far the rounds lie apart in a figure, as a share of their median; nothing for one round. */
+export function spread(samples: readonly Sample[], which: string): Sample {
+  if (samples.length < 2 || !samples.every((sample) => which in sample)) return {}
+  const values = samples.map((sample) => sample[which])
+  const middle = median(values)
+  return middle === 0 ? {} : { spread: (Math.max(...values) - Math.min(...values)) / middle }
+}
+
 /** Adds to each row its ratio against the row that its section is compared by. */
 export function compared(rows: readonly Row[]): readonly Row[] {
   return rows.map((row) => {

@@ -13,10 +13,10 @@ import { raw } from '../raw'
 import type { Descriptor } from '../raw'
 import { interfaceIndex, setUp } from '../vhost/interface'
 import { IFF_NO_PI, IFF_TAP, IOCTLS, STRUCTS, encodeStruct } from '../vhost/uapi'
-import { counters, frameOf } from './bench-contestant'
-import type { Contestant } from './bench-contestant'
+import { counters, frameOf, moved, warmedUp } from './bench-contestant'
+import type { Contestant, Mover } from './bench-contestant'
 import type { Sample, Section } from './bench-figures'
-import { rate, withTraffic } from './bench-ports'
+import { withTraffic } from './bench-ports'
 
 const FRAME_BYTES = 64
 const O_RDWR = 2
@@ -31,38 +31,83 @@ const HUGE_PAGES = 128
 let serial = 0
 const tapName = (): string => `peer${serial++}`
 
+/** Somebody else who moves frames over taps. */
+interface Peer extends Mover, AsyncDisposable {
+  /** Where frames go in that it receives; undefined for one that only sends. */
+  readonly from?: string
+  /** The tap whose counter counts. */
+  readonly counted: string
+}
+
 export const nodeFs: readonly Contestant[] = [
-  { section: 'out', name: 'node fs', run: (ms) => Promise.resolve(fsOut(ms)) },
-  { section: 'in', name: 'node fs', run: (ms) => fsIn(ms) },
-  { section: 'forward', name: 'node fs', run: (ms) => fsForward(ms) },
+  contestant('out', 'node fs', () => fsPeer('out')),
+  contestant('in', 'node fs', () => fsPeer('in')),
+  contestant('forward', 'node fs', () => fsPeer('forward')),
 ]
 
 /** @param programs where `tap-loop` is, or undefined without a compiler */
 export function cLoops(programs: string): readonly Contestant[] {
   const program = join(programs, 'tap-loop')
+  const loop = (mode: Mode, bytes: number) => () => cLoop(program, mode, bytes)
   return [
-    { section: 'out', name: 'c', run: (ms) => cLoop(program, 'out', ms, FRAME_BYTES) },
-    { section: 'in', name: 'c', run: (ms) => cLoop(program, 'in', ms, FRAME_BYTES) },
-    { section: 'forward', name: 'c', run: (ms) => cLoop(program, 'forward', ms, FRAME_BYTES) },
-    { section: 'bytes', name: 'c, 1500', run: (ms) => cLoop(program, 'out', ms, 1500) },
+    contestant('out', 'c', loop('out', FRAME_BYTES)),
+    contestant('in', 'c', loop('in', FRAME_BYTES)),
+    contestant('forward', 'c', loop('forward', FRAME_BYTES)),
+    contestant('bytes', 'c, 1500', loop('out', 1500)),
   ]
 }
 
-export const testpmd: readonly Contestant[] = (
-  [
-    ['out', 'txonly'],
-    ['in', 'rxonly'],
-    ['forward', 'io'],
-  ] as const
-).map(([section, mode]) => ({
-  section,
-  name: 'testpmd',
-  run: (ms: number) => dpdk(section, mode, ms),
-}))
+export const testpmd: readonly Contestant[] = (['out', 'in', 'forward'] as const).map((mode) =>
+  contestant(mode, 'testpmd', () => dpdk(mode)),
+)
+
+type Mode = 'out' | 'in' | 'forward'
+
+function contestant(section: Section, name: string, open: () => Promise<Peer>): Contestant {
+  return {
+    section,
+    name,
+    run: async (ms, warmMs) => {
+      await using peer = await open()
+      const go = async (): Promise<Sample> => {
+        await begun(peer)
+        await warmedUp(peer, warmMs)
+        const bytes = counters(peer.counted).outBytes
+        const { frames, seconds } = await moved(peer, ms)
+        const sent = counters(peer.counted).outBytes - bytes
+        const pps = frames / seconds
+        return peer.from === undefined ? { pps, mbytesPerSecond: sent / MiB / seconds } : { pps }
+      }
+      return await (peer.from === undefined ? go() : withTraffic(peer.from, go))
+    },
+  }
+}
+
+/** Waits for the first frame. */
+async function begun(peer: Peer): Promise<void> {
+  const before = peer.frames()
+  const end = performance.now() + START_MS
+  while (peer.frames() === before) {
+    if (performance.now() > end) throw new Error('it did not begin in time')
+    await peer.move(20)
+  }
+}
+
+/** What the kernel counted of the work of one mode. */
+function counter(mode: Mode, taps: readonly string[]): Pick<Peer, 'from' | 'counted' | 'frames'> {
+  const [first] = taps
+  const counted = taps[taps.length - 1]
+  if (mode === 'in') return { from: first, counted, frames: () => counters(counted).in }
+  const from = mode === 'out' ? {} : { from: first }
+  return { ...from, counted, frames: () => counters(counted).out }
+}
+
+function tapNames(mode: Mode): readonly string[] {
+  return mode === 'forward' ? [tapName(), tapName()] : [tapName()]
+}
 
 /** A tap without headers, whose reads and writes wait, as a file opened by Node is. */
-function plainTap(): { readonly name: string; readonly descriptor: Descriptor } {
-  const name = tapName()
+function plainTap(name: string): Descriptor {
   const descriptor = raw.open('/dev/net/tun', O_RDWR)
   const request = encodeStruct(STRUCTS.ifreq_flags, {
     ifr_name: new TextEncoder().encode(name),
@@ -70,115 +115,97 @@ function plainTap(): { readonly name: string; readonly descriptor: Descriptor } 
   })
   raw.ioctl(descriptor, IOCTLS.TUNSETIFF.request, request, request.byteLength)
   setUp(name, true)
-  return { name, descriptor }
+  return descriptor
 }
 
-/** Runs `frame` for so long, and says how often a second. */
-function looped(ms: number, frame: () => void): Sample {
-  const cpu = process.cpuUsage()
-  const started = performance.now()
-  const end = started + ms
-  let frames = 0
-  let now = started
-  while (now < end) {
-    for (let i = 0; i < CLOCK_FRAMES; i++) frame()
-    frames += CLOCK_FRAMES
-    now = performance.now()
-  }
-  const used = process.cpuUsage(cpu)
-  return {
-    pps: (frames * 1000) / (now - started),
-    cpuUsPerPacket: (used.user + used.system) / frames,
-  }
+function fsPeer(mode: Mode): Promise<Peer> {
+  const taps = tapNames(mode)
+  const descriptors = taps.map(plainTap)
+  const [first, second] = descriptors.map(({ fd }) => fd)
+  const buffer = new Uint8Array(2048)
+  const frame = frameOf(FRAME_BYTES)
+  const once = {
+    out: () => void writeSync(first, frame),
+    in: () => void readSync(first, buffer),
+    forward: () => void writeSync(second, buffer, 0, readSync(first, buffer)),
+  }[mode]
+  return Promise.resolve({
+    ...counter(mode, taps),
+    move: (ms) => {
+      const end = performance.now() + ms
+      while (performance.now() < end) for (let i = 0; i < CLOCK_FRAMES; i++) once()
+      return Promise.resolve()
+    },
+    [Symbol.asyncDispose]: () => {
+      for (const descriptor of descriptors) descriptor.close()
+      return Promise.resolve()
+    },
+  })
 }
 
-function fsOut(ms: number): Sample {
-  const { descriptor } = plainTap()
-  try {
-    const frame = frameOf(FRAME_BYTES)
-    return looped(ms, () => void writeSync(descriptor.fd, frame))
-  } finally {
-    descriptor.close()
-  }
-}
-
-async function fsIn(ms: number): Promise<Sample> {
-  const { name, descriptor } = plainTap()
-  try {
-    const buffer = new Uint8Array(2048)
-    return await withTraffic(name, () =>
-      Promise.resolve(looped(ms, () => void readSync(descriptor.fd, buffer))),
-    )
-  } finally {
-    descriptor.close()
-  }
-}
-
-async function fsForward(ms: number): Promise<Sample> {
-  const from = plainTap()
-  const to = plainTap()
-  try {
-    const buffer = new Uint8Array(2048)
-    const once = (): void => {
-      writeSync(to.descriptor.fd, buffer, 0, readSync(from.descriptor.fd, buffer))
-    }
-    return await withTraffic(from.name, () => Promise.resolve(looped(ms, once)))
-  } finally {
-    from.descriptor.close()
-    to.descriptor.close()
-  }
-}
-
-async function cLoop(program: string, mode: string, ms: number, bytes: number): Promise<Sample> {
-  const names = [tapName(), tapName()]
-  const taps = mode === 'forward' ? names : names.slice(0, 1)
-  const child = spawn(program, [mode, String(ms / 1000), String(bytes), ...taps])
+async function cLoop(program: string, mode: Mode, bytes: number): Promise<Peer> {
+  const taps = tapNames(mode)
+  const child = spawn(program, [mode, String(bytes), ...taps])
   const output = text(child)
   await until(() => taps.every((name) => interfaceIndex(name) !== undefined), child)
-  const go = async (): Promise<Sample> => {
-    child.stdin.end('\n')
-    const { frames, bytes: moved, ns } = JSON.parse(await output) as Record<string, number>
-    const seconds = ns / 1e9
-    return { pps: frames / seconds, mbytesPerSecond: moved / MiB / seconds }
-  }
-  return mode === 'out' ? go() : withTraffic(taps[0], go)
+  for (const name of taps) setUp(name, true)
+  return childPeer(child, output, mode, taps)
 }
 
-async function dpdk(section: Section, mode: string, ms: number): Promise<Sample> {
+async function dpdk(mode: Mode): Promise<Peer> {
   const program = TESTPMD.find(executable)
   if (program === undefined) throw new Error('no dpdk-testpmd: apt-get install dpdk-dev')
-  const taps = mode === 'io' ? [tapName(), tapName()] : [tapName()]
+  const taps = tapNames(mode)
   const devices = taps.map(
     (name, i) => `--vdev=virtio_user${i},path=/dev/vhost-net,iface=${name},queue_size=256`,
   )
+  const forwarding = { out: 'txonly', in: 'rxonly', forward: 'io' }[mode]
   const runtime = mkdtempSync(join(tmpdir(), 'bench-dpdk-'))
   const child = spawn(
     program,
     [
       ...['--no-huge', '-m', String(HUGE_PAGES * 2), '--no-pci', '--no-telemetry', '-l', '0,1'],
-      ...[...devices, '--', `--forward-mode=${mode}`, '--auto-start', '--burst=64'],
+      ...[...devices, '--', `--forward-mode=${forwarding}`, '--auto-start', '--burst=64'],
       ...[`--txpkts=${FRAME_BYTES}`, '--total-num-mbufs=8192', '--rxd=256', '--txd=256'],
     ],
     { env: { ...process.env, XDG_RUNTIME_DIR: runtime, RUNTIME_DIRECTORY: runtime } },
   )
   const output = text(child)
+  const remove = (): void => {
+    rmSync(runtime, { recursive: true, force: true })
+  }
   try {
     await until(() => taps.every((name) => interfaceIndex(name) !== undefined), child, output)
     for (const name of taps) setUp(name, true)
-    const [from] = taps
-    const to = taps[taps.length - 1]
-    const count = (): number => (section === 'in' ? counters(from).in : counters(to).out)
-    const measured = async (): Promise<Sample> => {
-      const none = count()
-      await until(() => count() > none, child, output)
-      const before = count()
-      return { pps: await rate(ms, () => count() - before) }
-    }
-    return await (section === 'out' ? measured() : withTraffic(from, measured))
-  } finally {
+  } catch (error) {
     child.kill('SIGKILL')
-    await output.catch(() => '')
-    rmSync(runtime, { recursive: true, force: true })
+    remove()
+    throw error
+  }
+  return childPeer(child, output, mode, taps, remove)
+}
+
+function childPeer(
+  child: ChildProcess,
+  output: Promise<string>,
+  mode: Mode,
+  taps: readonly string[],
+  after: () => void = () => undefined,
+): Peer {
+  return {
+    ...counter(mode, taps),
+    move: async (ms) => {
+      await sleep(ms)
+      if (child.exitCode !== null || child.signalCode !== null) {
+        await output
+        throw new Error(`it ended with status ${child.exitCode ?? child.signalCode ?? '?'}`)
+      }
+    },
+    [Symbol.asyncDispose]: async () => {
+      child.kill('SIGKILL')
+      await output.catch(() => '')
+      after()
+    },
   }
 }
 

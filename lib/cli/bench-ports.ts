@@ -1,10 +1,11 @@
 /** The bench's contestants that are this library: frames out, in, and through, by `NetDriver`. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { KiB, MiB } from '../address'
-import type { SendOptions } from '../guest/net-driver'
+import { KiB, MiB, PAGE_SIZE } from '../address'
+import { PageAllocator } from '../guest/page-allocator'
 import { IntelIommu } from '../iommu/intel/intel-iommu'
-import { counters, frameOf } from './bench-contestant'
-import type { Contestant } from './bench-contestant'
+import { NET_HEADER_BYTES } from '../virtio/net'
+import { counters, frameOf, moved, warmedUp } from './bench-contestant'
+import type { Contestant, Mover } from './bench-contestant'
 import type { Sample } from './bench-figures'
 import { HeapWatch } from './bench-heap'
 import { Forwarder, Port, difference, hitRate, memoryFor } from './l2fwd'
@@ -33,14 +34,18 @@ const POLICIES: readonly (readonly [string, Partial<PortOptions>])[] = [
 const FRAME_BYTES = 64
 const MODE_BURST = 32
 const OUT_BURST = 64
-const SEGMENTS_BYTES = 64 * KiB - 256
+/** What such a frame has room in, and the frame: as long as a header of IPv4 can say. */
+const SEGMENTS_BYTES = 64 * KiB
+const SEGMENT_FRAME_BYTES = SEGMENTS_BYTES - 256
+const SEGMENTS_BURST = 4
 
 export function modeContestants(): readonly Contestant[] {
   return MAPPINGS.flatMap(([mapping, mapped]) =>
     POLICIES.map(([policy, answered]) => ({
       section: 'modes' as const,
       name: `${mapping}, ${policy}`,
-      run: (ms: number) => out({ ...OFF, ...mapped, ...answered }, ms, MODE_BURST),
+      run: (ms: number, warmMs: number) =>
+        out({ ...OFF, ...mapped, ...answered }, ms, warmMs, MODE_BURST),
     })),
   )
 }
@@ -53,12 +58,12 @@ export function growthContestants(): readonly Contestant[] {
   const rings = [64, 128, 256, 512, 1024].map((queueSize) => ({
     section: 'rings' as const,
     name: `ring ${queueSize}`,
-    run: (ms: number) => out({ ...strict, queueSize }, ms, MODE_BURST),
+    run: (ms: number, warmMs: number) => out({ ...strict, queueSize }, ms, warmMs, MODE_BURST),
   }))
   const pairs = [1, 2, 4].map((queues) => ({
     section: 'pairs' as const,
     name: queues === 1 ? '1 pair' : `${queues} pairs`,
-    run: (ms: number) => out({ ...strict, queues }, ms, MODE_BURST),
+    run: (ms: number, warmMs: number) => out({ ...strict, queues }, ms, warmMs, MODE_BURST),
   }))
   return [...rings, ...pairs]
 }
@@ -67,118 +72,139 @@ export const ours = {
   out: {
     section: 'out',
     name: 'vhost-iotlb',
-    run: (ms) => out(OFF, ms, OUT_BURST),
+    run: (ms, warmMs) => out(OFF, ms, warmMs, OUT_BURST),
   },
-  in: { section: 'in', name: 'vhost-iotlb', run: (ms) => received(OFF, ms) },
-  forward: {
-    section: 'forward',
-    name: 'vhost-iotlb',
-    run: (ms) => forwarded(OFF, ms),
-  },
-  bytes: {
-    section: 'bytes',
-    name: 'vhost-iotlb, 64 KiB segments',
-    run: (ms) => segments(ms),
-  },
+  in: { section: 'in', name: 'vhost-iotlb', run: received },
+  forward: { section: 'forward', name: 'vhost-iotlb', run: forwarded },
+  bytes: { section: 'bytes', name: 'vhost-iotlb, 64 KiB segments', run: segments },
 } as const satisfies Record<string, Contestant>
 
 /** Frames to the host for so long, in bursts; what the kernel had to ask on the way. */
 async function out(
   options: PortOptions,
   ms: number,
+  warmMs: number,
   burst: number,
-  frame = frameOf(FRAME_BYTES),
-  send?: SendOptions,
 ): Promise<Sample> {
-  using memory = memoryFor(options)
-  const iommu = new IntelIommu(memory)
-  using port = new Port(memory, iommu, '00:03.0', options)
-  await port.driver.start()
-  const frames = Array.from({ length: burst }, () => frame)
-  const pairs = Array.from({ length: options.queues }, (_, pair) => ({ ...send, pair }))
-  await sendUntil(port, frames, pairs, performance.now() + ms / 2)
-  const [stats, before, cpu] = [port.nic.stats(), counters(port.tap.name), process.cpuUsage()]
-  const started = performance.now()
-  await sendUntil(port, frames, pairs, started + ms)
-  const seconds = (performance.now() - started) / 1000
-  const used = process.cpuUsage(cpu)
-  const after = counters(port.tap.name)
-  const now = port.nic.stats()
-  const count = Math.max(1, after.out - before.out)
-  const chains = now.chains - stats.chains
-  const misses = now.misses - stats.misses
-  return {
-    packets: after.out - before.out,
-    pps: (after.out - before.out) / seconds,
-    misses1000: (1000 * misses) / count,
-    updates1000: (1000 * (now.updates - stats.updates)) / count,
-    invalidates1000: (1000 * (now.invalidates - stats.invalidates)) / count,
-    hitRate: hitRate({ misses, chains }),
-    cpuUsPerPacket: (used.user + used.system) / count,
-    mbytesPerSecond: (after.outBytes - before.outBytes) / MiB / seconds,
-  }
-}
-
-async function sendUntil(
-  { driver }: Port,
-  frames: readonly Uint8Array[],
-  pairs: readonly SendOptions[],
-  end: number,
-): Promise<void> {
-  while (performance.now() < end) {
-    for (const options of pairs) {
-      const sent = driver.sendBatch(frames, options)
-      if (sent < frames.length) await driver.ready(frames[0].length, options.pair)
-    }
-  }
-  await driver.flush()
-}
-
-async function received(options: PortOptions, ms: number): Promise<Sample> {
   using memory = memoryFor(options)
   using port = new Port(memory, new IntelIommu(memory), '00:03.0', options)
   await port.driver.start()
-  let frames = 0
-  port.driver.onFrame(() => (frames += 1), { copy: false })
-  return await withTraffic(port.tap.name, async () => {
-    const before = frames
-    const pps = await rate(ms, () => frames - before)
-    return { pps }
+  const frames = Array.from({ length: burst }, () => frameOf(FRAME_BYTES))
+  const pairs = Array.from({ length: options.queues }, (_, pair) => ({ pair }))
+  const sender = sending(port, async () => {
+    for (const each of pairs) {
+      const sent = port.driver.sendBatch(frames, each)
+      if (sent < burst) await port.driver.ready(FRAME_BYTES, each.pair)
+    }
   })
+  await warmedUp(sender, warmMs)
+  const before = port.nic.stats()
+  const sample = await sentIn(port, sender, ms)
+  const now = port.nic.stats()
+  const count = Math.max(1, sample.packets)
+  const chains = now.chains - before.chains
+  const misses = now.misses - before.misses
+  return {
+    ...sample,
+    misses1000: (1000 * misses) / count,
+    updates1000: (1000 * (now.updates - before.updates)) / count,
+    invalidates1000: (1000 * (now.invalidates - before.invalidates)) / count,
+    hitRate: hitRate({ misses, chains }),
+  }
 }
 
-async function forwarded(options: PortOptions, ms: number): Promise<Sample> {
-  using forwarder = new Forwarder(options)
+/** Sends by `burst`, again and again, and ends when all of it has arrived. */
+function sending({ tap, driver }: Port, burst: () => Promise<void>): Mover {
+  return {
+    move: async (ms) => {
+      const end = performance.now() + ms
+      while (performance.now() < end) await burst()
+      await driver.flush()
+    },
+    frames: () => counters(tap.name).out,
+  }
+}
+
+async function sentIn(
+  { tap }: Port,
+  sender: Mover,
+  ms: number,
+): Promise<Record<'packets' | 'pps' | 'cpuUsPerPacket' | 'mbytesPerSecond', number>> {
+  const bytes = counters(tap.name).outBytes
+  const cpu = process.cpuUsage()
+  const { frames, seconds } = await moved(sender, ms)
+  const { user, system } = process.cpuUsage(cpu)
+  return {
+    packets: frames,
+    pps: frames / seconds,
+    cpuUsPerPacket: (user + system) / Math.max(1, frames),
+    mbytesPerSecond: (counters(tap.name).outBytes - bytes) / MiB / seconds,
+  }
+}
+
+async function received(ms: number, warmMs: number): Promise<Sample> {
+  using memory = memoryFor(OFF)
+  using port = new Port(memory, new IntelIommu(memory), '00:03.0', OFF)
+  await port.driver.start()
+  let frames = 0
+  port.driver.onFrames({
+    frame: () => {
+      frames += 1
+    },
+  })
+  return await withTraffic(port.tap.name, () => passive(() => frames, ms, warmMs))
+}
+
+async function forwarded(ms: number, warmMs: number): Promise<Sample> {
+  using forwarder = new Forwarder(OFF)
   await forwarder.start()
   const [from, to] = forwarder.ports
-  return await withTraffic(from.tap.name, async () => {
-    const before = counters(to.tap.name).out
-    const pps = await rate(ms, () => counters(to.tap.name).out - before)
-    return { pps }
-  })
+  const count = (): number => counters(to.tap.name).out
+  return await withTraffic(from.tap.name, () => passive(count, ms, warmMs))
 }
 
-/** As many frames as the kernel can make, into one tap; for as long as `during` takes. */
+/** What comes by itself. */
+async function passive(frames: () => number, ms: number, warmMs: number): Promise<Sample> {
+  const mover: Mover = { move: (each) => sleep(each), frames }
+  await warmedUp(mover, warmMs)
+  const cpu = process.cpuUsage()
+  const { frames: count, seconds } = await moved(mover, ms)
+  const { user, system } = process.cpuUsage(cpu)
+  return { pps: count / seconds, cpuUsPerPacket: (user + system) / Math.max(1, count) }
+}
+
+/** As many frames as the kernel can make on its first CPU, for as long as `during` takes. */
 export async function withTraffic<T>(tap: string, during: () => Promise<T>): Promise<T> {
   await using traffic = new Pktgen([{ name: tap }], { bytes: FRAME_BYTES, rate: 0 })
   traffic.start()
-  await sleep(150)
   return await during()
 }
 
-/** What `count` counts, a second. */
-export async function rate(ms: number, count: () => number): Promise<number> {
-  const started = performance.now()
-  await sleep(ms)
-  return count() / ((performance.now() - started) / 1000)
-}
-
-/** Frames of TCP that the kernel would cut into pieces of 1448 bytes, if it had to. */
-async function segments(ms: number): Promise<Sample> {
-  const { mbytesPerSecond, cpuUsPerPacket } = await out(OFF, ms, 4, tcpFrame(SEGMENTS_BYTES), {
+/**
+ * Frames of TCP that the kernel would cut into pieces of 1448 bytes, if it had to; sent from where
+ * they lie in guest memory, as `write` sends what lies in a process.
+ */
+async function segments(ms: number, warmMs: number): Promise<Sample> {
+  using memory = memoryFor(OFF)
+  using port = new Port(memory, new IntelIommu(memory), '00:03.0', OFF)
+  await port.driver.start()
+  const gpa = PageAllocator.of(memory).allocate(SEGMENTS_BYTES / PAGE_SIZE) * PAGE_SIZE
+  const at = gpa + NET_HEADER_BYTES
+  memory.view(at, SEGMENT_FRAME_BYTES).set(tcpFrame(SEGMENT_FRAME_BYTES))
+  const options = {
+    headroom: true,
     checksum: { start: 34, offset: 16 },
     gso: { type: 'tcp4', size: 1448, headerLength: 54 },
+  } as const
+  const sender = sending(port, async () => {
+    for (let i = 0; i < SEGMENTS_BURST; i++) {
+      if (port.driver.sendInPlace(at, SEGMENT_FRAME_BYTES, options)) continue
+      await port.driver.ready()
+    }
+    port.driver.publish()
   })
+  await warmedUp(sender, warmMs)
+  const { mbytesPerSecond, cpuUsPerPacket } = await sentIn(port, sender, ms)
   return { mbytesPerSecond, cpuUsPerPacket }
 }
 

@@ -1,9 +1,10 @@
 /** All of the bench, in its order: first what needs vhost-net, then what does not. */
 import { heapContestants, memoryContestants, walkContestants } from './bench-alone'
 import { interleaved } from './bench-contestant'
-import type { Contestant, Measured } from './bench-contestant'
+import type { Contestant, Effort, Measured } from './bench-contestant'
 import { exposureContestants } from './bench-exposure'
-import type { Missing, Row } from './bench-figures'
+import { SECTIONS } from './bench-figures'
+import type { Missing, Row, Section } from './bench-figures'
 import { cFloor, mappingContestants, missContestants } from './bench-miss'
 import { cLoops, nodeFs, testpmd } from './bench-peers'
 import { growthContestants, longForward, modeContestants, ours } from './bench-ports'
@@ -18,16 +19,20 @@ export interface BenchPlan {
   readonly programs: string | undefined
 }
 
-interface Effort {
-  readonly rounds: number
-  readonly ms: number
+interface Extent extends Effort {
   readonly questions: number
   readonly packets: number
   readonly limitMs: number
 }
 
-const FULL: Effort = { rounds: 3, ms: 700, questions: 2000, packets: 1e6, limitMs: 120_000 }
-const QUICK: Effort = { rounds: 1, ms: 300, questions: 200, packets: 20_000, limitMs: 5_000 }
+const FULL: Extent = {
+  ...{ rounds: 3, ms: 1000, warmMs: 4000 },
+  ...{ questions: 2000, packets: 1e6, limitMs: 120_000 },
+}
+const QUICK: Extent = {
+  ...{ rounds: 1, ms: 400, warmMs: 2500 },
+  ...{ questions: 200, packets: 20_000, limitMs: 5_000 },
+}
 const WALKS = 2_000_000
 const HEAP_PACKETS = { full: 1_000_000, quick: 100_000 } as const
 /** Sections whose frames come from the kernel's generator. */
@@ -43,7 +48,12 @@ export async function benchWithVhost(
   const floor = programs === undefined ? [] : cFloor(programs, effort.questions)
   const groups: readonly (readonly Contestant[])[] = [
     modeContestants(),
-    [...(programs === undefined ? [] : cLoops(programs)), ...nodeFs, ...testpmd, ...oursAll()],
+    side([
+      ...(programs === undefined ? [] : cLoops(programs)),
+      ...nodeFs,
+      ...testpmd,
+      ...oursAll(),
+    ]),
     [...floor, ...missContestants(effort.questions), ...mappingContestants(effort.questions)],
     growthContestants(),
     exposureContestants,
@@ -81,7 +91,7 @@ export async function benchAlone(plan: BenchPlan, say: (line: string) => void): 
   const missing: Missing[] = []
   for (const { contestants, rounds } of groups) {
     const wanted = contestants.filter(({ section }) => wants(plan, section))
-    const measured = await interleaved(wanted, { rounds, ms: 0 }, say)
+    const measured = await interleaved(wanted, { rounds, ms: 0, warmMs: 0 }, say)
     rows.push(...measured.rows)
     missing.push(...measured.missing)
   }
@@ -90,6 +100,12 @@ export async function benchAlone(plan: BenchPlan, say: (line: string) => void): 
 
 function oursAll(): readonly Contestant[] {
   return Object.values(ours)
+}
+
+/** Those that are compared run one after another. */
+function side(contestants: readonly Contestant[]): readonly Contestant[] {
+  const order = Object.keys(SECTIONS) as Section[]
+  return [...contestants].sort((a, b) => order.indexOf(a.section) - order.indexOf(b.section))
 }
 
 function wants({ only }: BenchPlan, section: string): boolean {
@@ -111,7 +127,7 @@ function withTraffic(contestants: readonly Contestant[]): {
   }
 }
 
-async function hits(effort: Effort, say: (line: string) => void): Promise<Measured> {
+async function hits(effort: Extent, say: (line: string) => void): Promise<Measured> {
   const rows: Row[] = []
   const missing: Missing[] = []
   for (const size of ['1G', '2M'] as const) {

@@ -2,12 +2,12 @@
  * Layer-2 forwarding between two ports in one process: the experiment that asks how often the
  * kernel has to ask. What comes in at one port goes out at the other, unchanged.
  *
- * A frame is copied once into a slot and once into a buffer of the other port; a burst that came
- * with one call goes out with one kick.
+ * A frame is copied once, from the buffer that it came in to one of the other port, and a burst that
+ * came together goes out with one kick.
  */
 import { GiB, MiB } from '../address'
 import { NetDriver } from '../guest/net-driver'
-import type { Mapping } from '../guest/net-driver'
+import type { FrameSink, Mapping, SendOptions } from '../guest/net-driver'
 import type { PageSize } from '../guest/intel-iommu-driver'
 import { IntelIommu } from '../iommu/intel/intel-iommu'
 import type { LookAheadMode } from '../iotlb/look-ahead'
@@ -45,10 +45,6 @@ export interface Figures {
 }
 
 const REQUESTERS = ['00:03.0', '00:04.0'] as const
-/** Frames that go out with one kick, at most. */
-const BURST = 64
-/** The longest frame that comes without offloads. */
-const SLOT_BYTES = 2048
 
 /** Guest memory for one or more ports: as much as a leaf of the wanted size needs. */
 export function memoryFor({ mapping, pageSize }: PortOptions): GuestMemory {
@@ -125,9 +121,7 @@ export class Forwarder implements Disposable {
 
   async start(): Promise<void> {
     for (const { driver } of this.ports) await driver.start()
-    for (const [i, { driver }] of this.ports.entries()) {
-      driver.onFrame(this.#lanes[i].take, { copy: false })
-    }
+    for (const [i, { driver }] of this.ports.entries()) driver.onFrames(this.#lanes[i])
   }
 
   figures(): Figures {
@@ -171,63 +165,24 @@ export function hitRate({ misses, chains }: Pick<Figures, 'misses' | 'chains'>):
   return chains === 0 ? 0 : Math.max(0, 1 - misses / chains)
 }
 
-/** One direction: gathers the frames of a turn, and sends them together at its end. */
-class Lane {
+/** One direction: what comes in at a pair goes out at the same pair of the other port. */
+class Lane implements FrameSink {
   forwarded = 0
   dropped = 0
   readonly #to: NetDriver
-  readonly #slots = Array.from({ length: BURST }, () => new Uint8Array(SLOT_BYTES))
-  /** What goes out: slots, or views of their beginnings. */
-  readonly #frames: Uint8Array[]
-  readonly #options: readonly { readonly pair: number }[]
-  readonly #partial: Uint8Array[] = []
-  #count = 0
-  #turn = 0
-  #scheduled = false
+  readonly #options: readonly SendOptions[]
 
   constructor(to: NetDriver, queues: number) {
     this.#to = to
-    this.#frames = [...this.#slots]
     this.#options = Array.from({ length: queues }, (_, pair) => ({ pair }))
   }
 
-  readonly take = (frame: Uint8Array): void => {
-    const { length } = frame
-    if (length > SLOT_BYTES) {
-      this.dropped += 1
-      return
-    }
-    const at = this.#count++
-    // Traffic of one size makes no new views.
-    if (this.#frames[at].length !== length) this.#frames[at] = this.#slots[at].subarray(0, length)
-    this.#frames[at].set(frame)
-    if (this.#count === BURST) this.#send()
-    else if (!this.#scheduled) {
-      this.#scheduled = true
-      queueMicrotask(this.#flush)
-    }
+  frame(u8: Uint8Array, at: number, length: number, _: unknown, pair: number): void {
+    if (this.#to.sendFrom(u8, at, length, this.#options[pair])) this.forwarded += 1
+    else this.dropped += 1
   }
 
-  readonly #flush = (): void => {
-    this.#scheduled = false
-    if (this.#count > 0) this.#send()
-  }
-
-  #send(): void {
-    const count = this.#count
-    this.#count = 0
-    const options = this.#options[this.#turn]
-    this.#turn = (this.#turn + 1) % this.#options.length
-    const sent = this.#to.sendBatch(this.#batch(count), options)
-    this.forwarded += sent
-    this.dropped += count - sent
-  }
-
-  #batch(count: number): readonly Uint8Array[] {
-    if (count === BURST) return this.#frames
-    const partial = this.#partial
-    partial.length = count
-    for (let i = 0; i < count; i++) partial[i] = this.#frames[i]
-    return partial
+  burst(pair: number): void {
+    this.#to.publish(pair)
   }
 }

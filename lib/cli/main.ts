@@ -98,7 +98,9 @@ program
   .addOption(where())
   .addOption(kernel())
   .option('--quick', 'a minute and a half instead of ten; figures are rougher', false)
-  .option('--only <section...>', 'these sections, such as modes, out, in, forward, miss')
+  .option('--only <sections>', 'these sections, such as modes,out,in,forward', (list: string) =>
+    list.split(','),
+  )
   .option('--keep', "write the results into the repository's vm-tests/bench", false)
   .option('--json', 'print one object, and nothing else, on standard output', false)
   .addOption(new Option('--part').hideHelp())

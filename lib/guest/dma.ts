@@ -24,6 +24,10 @@ export interface DmaPool {
 }
 
 export interface GuestDma {
+  /**
+   * With `'off'`, `'passthrough'` and `'static'` the device reaches all of memory at its gpas, and a
+   * network driver does not map its buffers one by one.
+   */
   readonly mode: Mapping
   /** Before the first mapping, and before the device starts. */
   enable(): void

@@ -8,17 +8,19 @@
 import type { InspectOptions } from 'node:util'
 import { InvalidState } from '../errors'
 import { shown, summary } from '../inspect'
-import { NetHeader, hasFeature } from '../virtio/net'
+import { hasFeature } from '../virtio/net'
 import type { Offload } from '../virtio/net'
 import type { NetDevice } from '../virtio/net-device'
 import type { GuestDma } from './dma'
-import { FrameStream } from './frame-stream'
+import { FrameDelivery, rethrowLater } from './frame-delivery'
+import type { FrameListener, FrameSink } from './frame-delivery'
 import { dmaOf, negotiate } from './net-options'
 import type { NetDriverOptions } from './net-options'
 import { NetPair } from './net-pair'
 import { PageAllocator } from './page-allocator'
 
 export type { Mapping } from './dma'
+export type { FrameListener, FrameSink } from './frame-delivery'
 export type { NetDriverOptions } from './net-options'
 export type { NetDevice } from '../virtio/net-device'
 export type { Offload } from '../virtio/net'
@@ -36,9 +38,6 @@ export interface NetDriverStats {
   readonly calls: number
 }
 
-/** `header` is the same object at each call. */
-export type FrameListener = (frame: Uint8Array, header: Readonly<NetHeader>) => void
-
 export interface SendOptions extends Offload {
   /** Which pair of queues; default 0. */
   readonly pair?: number
@@ -48,10 +47,18 @@ export interface Abortable {
   readonly signal?: AbortSignal
 }
 
-interface Held {
-  readonly frame: Uint8Array
-  readonly header: Readonly<NetHeader>
+export interface InPlaceOptions extends SendOptions {
+  /** Comes back when the frame has been sent (`onSent`): a 32-bit integer; default 0. */
+  readonly cookie?: number
+  /**
+   * The 12 bytes before the frame are in the same page and free for the driver: it writes the
+   * frame's header there, and the device has one buffer to look at instead of two.
+   */
+  readonly headroom?: boolean
 }
+
+/** @param cookie what `sendInPlace` was given */
+export type SentListener = (cookie: number, pair: number) => void
 
 const DEFAULT_QUEUE_SIZE = 256
 const DEFAULT_BACKLOG = 1024
@@ -62,23 +69,19 @@ export class NetDriver implements Disposable {
   readonly #nic: NetDevice
   readonly #options: NetDriverOptions
   readonly #dma: GuestDma
-  readonly #listeners = new Map<FrameListener, boolean>()
-  readonly #streams = new Set<FrameStream>()
-  readonly #held: Held[] = []
-  readonly #backlog: number
+  readonly #delivery: FrameDelivery
+  #sentListeners: readonly SentListener[] = []
   readonly #waiting = new Set<Waiting>()
   readonly #disposables: Disposable[] = []
   #pairs: readonly NetPair[] = []
   #acknowledged = 0n
   #state: 'new' | 'started' | 'broken' | 'closed' = 'new'
   #failure: Error | undefined
-  #received = 0
-  #dropped = 0
 
   private constructor(nic: NetDevice, options: NetDriverOptions) {
     this.#nic = nic
     this.#options = options
-    this.#backlog = options.backlog ?? DEFAULT_BACKLOG
+    this.#delivery = new FrameDelivery(options.backlog ?? DEFAULT_BACKLOG)
     this.#dma = dmaOf(nic, options)
   }
 
@@ -124,10 +127,49 @@ export class NetDriver implements Disposable {
    */
   send(frame: Uint8Array, options?: SendOptions): boolean {
     const pair = this.#pair(options?.pair)
-    if (!pair.transmit.place(frame, options)) return false
+    if (!pair.transmit.place(frame, 0, frame.length, options)) return false
     pair.sent += 1
     pair.publishSent()
     return true
+  }
+
+  /**
+   * Copies `length` bytes of `u8` from `at` on, as `send`; the device hears of it with the next
+   * `publish`, `send` or `sendBatch` of the pair, so that a burst costs one kick.
+   */
+  sendFrom(u8: Uint8Array, at: number, length: number, options?: SendOptions): boolean {
+    const pair = this.#pair(options?.pair)
+    if (!pair.transmit.place(u8, at, length, options)) return false
+    pair.sent += 1
+    return true
+  }
+
+  /**
+   * Offers a frame where it lies in guest memory; nothing is copied. The bytes are the device's
+   * until `onSent` brings the cookie back. The device hears of it as with `sendFrom`.
+   * @param gpa guest-physical address of the first byte of the frame, in memory as a whole
+   * @throws RangeError for what is not in one region of memory, or has no room for `headroom`
+   */
+  sendInPlace(gpa: number, length: number, options?: InPlaceOptions): boolean {
+    const pair = this.#pair(options?.pair)
+    if (!pair.transmit.placeAt(gpa, length, options)) return false
+    pair.sent += 1
+    return true
+  }
+
+  /** Makes what was placed visible to the device, with one kick at most. */
+  publish(pair = 0): void {
+    this.#pair(pair).publishSent()
+  }
+
+  /** Called for each frame of `sendInPlace` once the device has let go of it. */
+  onSent(listener: SentListener): Disposable {
+    this.#sentListeners = [...this.#sentListeners, listener]
+    return {
+      [Symbol.dispose]: () => {
+        this.#sentListeners = this.#sentListeners.filter((each) => each !== listener)
+      },
+    }
   }
 
   /** Offers frames with one kick at most. @returns how many had room, from the first on */
@@ -135,7 +177,10 @@ export class NetDriver implements Disposable {
     const pair = this.#pair(options?.pair)
     let placed = 0
     try {
-      while (placed < frames.length && pair.transmit.place(frames[placed], options)) placed++
+      for (; placed < frames.length; placed++) {
+        const frame = frames[placed]
+        if (!pair.transmit.place(frame, 0, frame.length, options)) break
+      }
     } finally {
       pair.sent += placed
       pair.publishSent()
@@ -168,16 +213,8 @@ export class NetDriver implements Disposable {
    * @throws while iterating: what broke the rings
    */
   frames(options: Abortable = {}): AsyncIterableIterator<Uint8Array> {
-    const stream: FrameStream = new FrameStream({
-      limit: this.#backlog,
-      ...options,
-      onEnd: () => this.#streams.delete(stream),
-    })
-    for (const { frame } of this.#held.splice(0)) stream.push(frame)
-    if (this.#state === 'closed' || this.#state === 'broken') stream.end(this.#failure)
-    else if (options.signal?.aborted === true) stream.end()
-    else this.#streams.add(stream)
-    return stream
+    const open = this.#state !== 'closed' && this.#state !== 'broken'
+    return this.#delivery.stream(options.signal, open, this.#failure)
   }
 
   /**
@@ -185,13 +222,12 @@ export class NetDriver implements Disposable {
    * listener returns.
    */
   onFrame(listener: FrameListener, options: { readonly copy?: boolean } = {}): Disposable {
-    this.#listeners.set(listener, options.copy ?? true)
-    if (this.#held.length > 0) {
-      queueMicrotask(() => {
-        for (const { frame, header } of this.#held.splice(0)) call(listener, frame, header)
-      })
-    }
-    return { [Symbol.dispose]: () => void this.#listeners.delete(listener) }
+    return this.#delivery.addListener(listener, options.copy ?? true)
+  }
+
+  /** Calls for each received frame where it lies, and after each burst: the way that costs least. */
+  onFrames(sink: FrameSink): Disposable {
+    return this.#delivery.addSink(sink)
   }
 
   stats(): NetDriverStats {
@@ -200,8 +236,8 @@ export class NetDriver implements Disposable {
     return {
       sent: sum((pair) => pair.sent),
       completed: sum((pair) => pair.transmit.completed),
-      received: this.#received,
-      dropped: this.#dropped,
+      received: this.#delivery.received,
+      dropped: this.#delivery.dropped,
       malformed: sum((pair) => pair.receive.malformed),
       kicks: sum((pair) => pair.kicks),
       calls: sum((pair) => pair.calls),
@@ -222,8 +258,8 @@ export class NetDriver implements Disposable {
       state: this.#state,
       mapping: this.#dma.mode,
       pairs: this.#pairs.length,
-      held: this.#held.length,
-      readers: this.#listeners.size + this.#streams.size,
+      held: this.#delivery.held,
+      readers: this.#delivery.readers,
       stats: this.stats(),
       failure: this.#failure?.message,
     }
@@ -265,7 +301,8 @@ export class NetDriver implements Disposable {
             eventIndex: hasFeature(acknowledged, 'VIRTIO_F_EVENT_IDX'),
             indirect: hasFeature(acknowledged, 'VIRTIO_F_INDIRECT_DESC'),
             mergeable: hasFeature(acknowledged, 'VIRTIO_NET_F_MRG_RXBUF'),
-            onFrame: this.#deliver,
+            delivery: this.#delivery,
+            onSent: this.#sent,
             onProgress: this.#progress,
             onFailure: this.#fail,
           }),
@@ -304,27 +341,14 @@ export class NetDriver implements Disposable {
     return new InvalidState('ERR_CLOSED', 'this driver is closed')
   }
 
-  readonly #deliver = (u8: Uint8Array, at: number, length: number, header: NetHeader): void => {
-    this.#received += 1
-    if (this.#listeners.size === 0 && this.#streams.size === 0) {
-      this.#hold(u8.slice(at, at + length), header)
-      return
+  readonly #sent = (cookie: number, pair: number): void => {
+    for (const listener of this.#sentListeners) {
+      try {
+        listener(cookie, pair)
+      } catch (error) {
+        rethrowLater(error)
+      }
     }
-    let copy: Uint8Array | undefined
-    for (const [listener, copies] of this.#listeners) {
-      if (copies) copy ??= u8.slice(at, at + length)
-      call(listener, copies && copy !== undefined ? copy : u8.subarray(at, at + length), header)
-    }
-    for (const stream of this.#streams) {
-      copy ??= u8.slice(at, at + length)
-      if (!stream.push(copy)) this.#dropped += 1
-    }
-  }
-
-  #hold(frame: Uint8Array, header: NetHeader): void {
-    if (this.#held.length < this.#backlog)
-      this.#held.push({ frame, header: Object.assign(new NetHeader(), header) })
-    else this.#dropped += 1
   }
 
   readonly #progress = (): void => {
@@ -347,7 +371,7 @@ export class NetDriver implements Disposable {
     const reason = error ?? new InvalidState('ERR_CLOSED', 'the driver was closed')
     for (const { reject } of this.#waiting) reject(reason)
     this.#waiting.clear()
-    for (const stream of this.#streams) stream.end(error)
+    this.#delivery.end(error)
   }
 
   #closeOn(signal: AbortSignal): Disposable {
@@ -390,15 +414,4 @@ interface Waiting {
   readonly done: () => boolean
   readonly resolve: () => void
   readonly reject: (error: Error) => void
-}
-
-/** A listener that throws must not stop the ring: the error surfaces in a turn of its own. */
-function call(listener: FrameListener, frame: Uint8Array, header: Readonly<NetHeader>): void {
-  try {
-    listener(frame, header)
-  } catch (error) {
-    queueMicrotask(() => {
-      throw error
-    })
-  }
 }

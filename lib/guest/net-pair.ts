@@ -9,7 +9,7 @@ import { InvalidState } from '../errors'
 import type { DriverQueue } from '../virtio/driver-queue'
 import type { NetDevice } from '../virtio/net-device'
 import { NetReceive } from './net-receive'
-import type { FrameSink } from './net-receive'
+import type { FrameDelivery } from './frame-delivery'
 import { BufferPool, NetRing } from './net-ring'
 import type { Surroundings } from './net-ring'
 import { LONGEST_CHAIN, NetTransmit } from './net-transmit'
@@ -22,7 +22,9 @@ export interface NetPairOptions {
   readonly eventIndex: boolean
   readonly indirect: boolean
   readonly mergeable: boolean
-  readonly onFrame: FrameSink
+  readonly delivery: FrameDelivery
+  /** A frame that was sent from where it lies is the caller's again. */
+  readonly onSent: (cookie: number, pair: number) => void
   /** Frames have completed. */
   readonly onProgress: () => void
   /** The rings can't go on. */
@@ -58,8 +60,9 @@ export class NetPair {
       this.#rx = rx.queue
       this.#tx = tx.queue
       const received = this.#pool(around, options.queueSize)
-      this.receive = new NetReceive(rx.queue, received, options.mergeable)
-      this.transmit = new NetTransmit(tx.queue, this.#pool(around, options.sendBuffers))
+      this.receive = new NetReceive(rx.queue, received, options)
+      const sent = this.#pool(around, options.sendBuffers)
+      this.transmit = new NetTransmit(tx.queue, sent, around, options)
       this.receive.fill()
       this.#rx.publish()
       this.#listening.push(nic.onCall(this.#receiveQueue, this.#onReceiveCall))
@@ -102,21 +105,29 @@ export class NetPair {
     this.#receive()
   }
 
-  /** At most one ring's worth of buffers, so that a flood leaves the loop some air. */
+  /**
+   * At most one ring's worth of buffers, so that a flood leaves the loop some air. The buffers of a
+   * burst go back to the device before the next one is looked at, which it fills meanwhile.
+   */
   #receive(): void {
     const rx = this.#rx
+    const { delivery, index } = this.#options
     let left = rx.size
     rx.disableCalls()
     try {
       for (;;) {
-        while (left > 0 && !this.#closed && this.receive.take(this.#options.onFrame)) left--
-        if (this.#closed) return
-        this.#publish(rx, this.#receiveQueue)
-        if (this.#check(rx)) return
+        const taken = this.receive.take(left, delivery)
+        if (taken > 0 && !this.#closed) {
+          this.#publish(rx, this.#receiveQueue)
+          delivery.endOfBurst(index)
+        }
+        if (this.#closed || this.#check(rx)) return
+        left -= taken
         if (left === 0) {
           this.#receiveLater()
           return
         }
+        if (taken > 0) continue
         if (rx.enableCalls()) return
         rx.disableCalls()
       }

@@ -97,9 +97,14 @@ export class NetRing {
 /** Buffers of one page each, contiguous in guest memory, named by number. */
 export class BufferPool {
   readonly count: number
+  /** The region of memory that they are in. */
   readonly u8: Uint8Array
+  readonly u32: Uint32Array
   /** Byte of `u8` at which buffer 0 begins. */
   readonly base: number
+  /** The device reaches them at all times, at their gpas: `map` and `unmap` have nothing to do. */
+  readonly permanent: boolean
+  closed = false
   readonly #firstPage: number
   readonly #pages: PageAllocator
   readonly #dma: DmaPool
@@ -108,10 +113,12 @@ export class BufferPool {
   /** @throws InvalidState ERR_EXHAUSTED */
   constructor({ memory, pages, dma }: Surroundings, count: number) {
     this.count = count
+    this.permanent = dma.mode !== 'strict' && dma.mode !== 'lazy'
     this.#firstPage = pages.allocate(count)
     const region = memory.find(this.#firstPage * PAGE_SIZE)
     if (region === undefined) throw new RangeError(`page ${this.#firstPage} is not memory`)
     this.u8 = region.u8
+    this.u32 = region.u32
     this.base = this.#firstPage * PAGE_SIZE - region.start
     this.#mapped = new Uint8Array(count)
     this.#pages = pages
@@ -130,6 +137,7 @@ export class BufferPool {
 
   /** @returns the device page */
   map(buffer: number, access: AccessBits): number {
+    if (this.permanent) return this.#firstPage + buffer
     const page = this.#dma.map(buffer, access)
     this.#mapped[buffer] = 1
     return page
@@ -137,6 +145,7 @@ export class BufferPool {
 
   /** Buffers of the run that are not mapped are passed over. */
   unmap(first: number, count = 1): void {
+    if (this.permanent) return
     const end = first + count
     for (let buffer = first; buffer < end;) {
       const from = buffer
@@ -148,6 +157,7 @@ export class BufferPool {
 
   /** Unmaps everything. The device must have stopped. */
   close(): void {
+    this.closed = true
     this.unmap(0, this.count)
     this.#dma.close()
     this.#pages.free(this.#firstPage, this.count)

@@ -2,13 +2,17 @@
  * The sending half of a network driver: frames into buffers, buffers into chains, and back.
  *
  * A frame is copied into pages of the pool, header first; each page is mapped before it is offered
- * and unmapped when its chain has completed. Nothing allocates per frame.
+ * and unmapped when its chain has completed. Or it lies in guest memory already: then its own pages
+ * are mapped, and a buffer of the pool has the header. Nothing allocates per frame.
  */
 import { PAGE_SHIFT, PAGE_SIZE, READ } from '../address'
+import type { GuestMemory } from '../memory/guest-memory'
 import type { DriverQueue } from '../virtio/driver-queue'
-import { MAX_FRAME_BYTES, NET_HEADER_BYTES, writeNetHeader } from '../virtio/net'
+import { MAX_FRAME_BYTES, NET_HEADER_BYTES, clearNetHeader, writeNetHeader } from '../virtio/net'
 import type { Offload } from '../virtio/net'
-import type { BufferPool } from './net-ring'
+import { copyBytes } from './copy-bytes'
+import type { GuestDma } from './dma'
+import type { BufferPool, Surroundings } from './net-ring'
 
 /** Buffers of the longest frame, and so entries of an indirect table. */
 export const LONGEST_CHAIN = Math.ceil((MAX_FRAME_BYTES + NET_HEADER_BYTES) / PAGE_SIZE)
@@ -16,10 +20,26 @@ export const LONGEST_CHAIN = Math.ceil((MAX_FRAME_BYTES + NET_HEADER_BYTES) / PA
 export const MIN_FRAME_BYTES = 14
 const NONE = -1
 
+export interface NetTransmitOptions {
+  /** The pair of queues, as it is told. */
+  readonly index: number
+  /** The device has let go of a frame that `placeAt` offered. */
+  readonly onSent: (cookie: number, pair: number) => void
+}
+
+/** How `placeAt` is to send. */
+export interface InPlace extends Offload {
+  readonly cookie?: number
+  readonly headroom?: boolean
+}
+
 export class NetTransmit {
   completed = 0
   readonly #queue: DriverQueue
   readonly #pool: BufferPool
+  readonly #memory: GuestMemory
+  readonly #dma: GuestDma
+  readonly #options: NetTransmitOptions
   /**
    * Free buffers, first in first out: frames complete in the order in which they were sent, so that
    * the buffers of a burst follow one another.
@@ -29,6 +49,10 @@ export class NetTransmit {
   #freeCount: number
   /** The next buffer of the same frame, or -1. */
   readonly #next: Int32Array
+  /** Of a chain whose frame lies elsewhere, by its first buffer: device page, pages, cookie. */
+  readonly #ownPage: Float64Array
+  readonly #ownPages: Uint8Array
+  readonly #cookie: Int32Array
   /** Buffers that a frame can have at all. */
   readonly #longest: number
   /** Buffers of the frame that is being placed. */
@@ -37,12 +61,23 @@ export class NetTransmit {
   #runFirst = 0
   #runCount = 0
 
-  constructor(queue: DriverQueue, pool: BufferPool) {
+  constructor(
+    queue: DriverQueue,
+    pool: BufferPool,
+    { memory, dma }: Surroundings,
+    options: NetTransmitOptions,
+  ) {
     this.#queue = queue
     this.#pool = pool
+    this.#memory = memory
+    this.#dma = dma
+    this.#options = options
     this.#free = Int32Array.from({ length: pool.count }, (_, at) => at)
     this.#freeCount = pool.count
     this.#next = new Int32Array(pool.count).fill(NONE)
+    this.#ownPage = new Float64Array(pool.count)
+    this.#ownPages = new Uint8Array(pool.count)
+    this.#cookie = new Int32Array(pool.count)
     this.#longest = Math.min(pool.count, queue.longestChain)
   }
 
@@ -61,29 +96,71 @@ export class NetTransmit {
   }
 
   /**
-   * Copies the frame and places it in the ring, not yet visible to the device.
+   * Copies a frame, `bytes` of `u8` from `at` on, and places it in the ring, not yet visible to the
+   * device.
    * @returns false when there is no room
-   * @throws RangeError as `hasRoom`
+   * @throws RangeError as `hasRoom`, or for bytes that are not there
    */
-  place(frame: Uint8Array, offload: Offload | undefined): boolean {
-    const bytes = frame.length
+  place(u8: Uint8Array, at: number, bytes: number, offload: Offload | undefined): boolean {
+    if (!(at >= 0 && at + bytes <= u8.length)) {
+      throw new RangeError(`byte ${at} + ${bytes} is not among ${u8.length}`)
+    }
     if (!this.hasRoom(bytes)) return false
     const first = this.#free[this.#freeFirst]
-    writeNetHeader(this.#pool.u8, this.#pool.byteOf(first), offload)
+    this.#writeHeader(this.#pool.byteOf(first), offload)
     this.#queue.begin()
     this.#taken = 0
     try {
       if (bytes <= PAGE_SIZE - NET_HEADER_BYTES) {
-        this.#pool.u8.set(frame, this.#pool.byteOf(first) + NET_HEADER_BYTES)
+        copyBytes(u8, at, bytes, this.#pool, this.#pool.byteOf(first) + NET_HEADER_BYTES)
         this.#take(NONE, NET_HEADER_BYTES + bytes)
       } else {
-        this.#spread(frame)
+        this.#spread(u8, at, bytes)
       }
     } catch (error) {
-      if (this.#taken > 0) {
-        this.#release(first)
-        this.#unmapRun()
+      this.#takeBack(first)
+      throw error
+    }
+    this.#queue.end(first)
+    return true
+  }
+
+  /**
+   * Places a frame that lies in guest memory, not yet visible to the device.
+   * @returns false when there is no room
+   * @throws RangeError for a length that no frame has, or what is not in one region of memory
+   */
+  placeAt(gpa: number, bytes: number, options: InPlace = {}): boolean {
+    buffersOf(bytes)
+    const before = options.headroom === true ? NET_HEADER_BYTES : 0
+    const start = gpa - before
+    const region = this.#memory.find(start)
+    if (region === undefined || gpa + bytes > region.end || (gpa % PAGE_SIZE) - before < 0) {
+      throw new RangeError(`no frame of ${bytes} bytes can be sent from gpa 0x${gpa.toString(16)}`)
+    }
+    if (!this.#roomFor(before === 0 ? 2 : 1)) return false
+    const first = this.#free[this.#freeFirst]
+    const gpaPage = Math.floor(start / PAGE_SIZE)
+    const offset = start - gpaPage * PAGE_SIZE
+    const pages = (offset + before + bytes + PAGE_SIZE - 1) >>> PAGE_SHIFT
+    const page = this.#dma.mapPages(gpaPage, pages, READ)
+    this.#ownPage[first] = page
+    this.#ownPages[first] = pages
+    this.#cookie[first] = options.cookie ?? 0
+    this.#queue.begin()
+    this.#taken = 0
+    try {
+      if (before > 0) {
+        writeNetHeader(region.u8, start - region.start, options)
+        this.#skip(first)
+      } else {
+        this.#writeHeader(this.#pool.byteOf(first), options)
+        this.#take(NONE, NET_HEADER_BYTES)
       }
+      this.#queue.segment(page, offset, before + bytes, false)
+    } catch (error) {
+      this.#dropOwn(first)
+      this.#takeBack(first)
       throw error
     }
     this.#queue.end(first)
@@ -96,8 +173,14 @@ export class NetTransmit {
     let frames = 0
     try {
       while (this.#queue.collect()) {
-        this.#release(completion.token)
+        const first = completion.token
+        this.#release(first)
         frames++
+        if (this.#ownPages[first] === 0) continue
+        // Whoever hears of it may send again, from buffers of this run.
+        this.#unmapRun()
+        this.#dropOwn(first)
+        this.#options.onSent(this.#cookie[first], this.#options.index)
       }
     } finally {
       this.#unmapRun()
@@ -110,30 +193,58 @@ export class NetTransmit {
     return this.#freeCount >= buffers && this.#queue.fits(buffers)
   }
 
-  #spread(frame: Uint8Array): void {
+  /** For one buffer of the pool, in a chain of so many segments. */
+  #roomFor(segments: number): boolean {
+    if (this.#freeCount > 0 && this.#queue.fits(segments)) return true
+    this.reap()
+    return this.#freeCount > 0 && this.#queue.fits(segments)
+  }
+
+  #writeHeader(at: number, offload: Offload | undefined): void {
+    if (offload?.checksum === undefined && offload?.gso === undefined) {
+      clearNetHeader(this.#pool.u32, at >>> 2)
+    } else {
+      writeNetHeader(this.#pool.u8, at, offload)
+    }
+  }
+
+  #spread(u8: Uint8Array, from: number, bytes: number): void {
     let previous = NONE
     let room = PAGE_SIZE - NET_HEADER_BYTES
-    for (let done = 0; done < frame.length;) {
-      const length = Math.min(room, frame.length - done)
+    for (let done = 0; done < bytes;) {
+      const length = Math.min(room, bytes - done)
       const at = this.#pool.byteOf(this.#free[this.#freeFirst]) + PAGE_SIZE - room
-      this.#pool.u8.set(frame.subarray(done, done + length), at)
+      copyBytes(u8, from + done, length, this.#pool, at)
       previous = this.#take(previous, PAGE_SIZE - room + length)
       done += length
       room = PAGE_SIZE
     }
   }
 
+  /** Undoes a chain that was begun. */
+  #takeBack(first: number): void {
+    if (this.#taken === 0) return
+    this.#release(first)
+    this.#unmapRun()
+  }
+
   /** Maps the first free buffer and adds it to the chain. */
   #take(previous: number, length: number): number {
     const buffer = this.#free[this.#freeFirst]
     const page = this.#pool.map(buffer, READ)
-    this.#freeFirst = (this.#freeFirst + 1) % this.#free.length
-    this.#freeCount -= 1
-    this.#taken += 1
-    this.#next[buffer] = NONE
+    this.#skip(buffer)
     if (previous !== NONE) this.#next[previous] = buffer
     this.#queue.segment(page, 0, length, false)
     return buffer
+  }
+
+  /** Takes the first free buffer. */
+  #skip(buffer: number): void {
+    const next = this.#freeFirst + 1
+    this.#freeFirst = next === this.#free.length ? 0 : next
+    this.#freeCount -= 1
+    this.#taken += 1
+    this.#next[buffer] = NONE
   }
 
   /** Gives the buffers of a frame back, to be unmapped before any is used again. */
@@ -144,10 +255,17 @@ export class NetTransmit {
       if (this.#runCount === 0) this.#runFirst = buffer
       this.#runCount += 1
       this.#next[buffer] = NONE
-      this.#free[(this.#freeFirst + this.#freeCount) % this.#free.length] = buffer
+      const last = this.#freeFirst + this.#freeCount
+      this.#free[last < this.#free.length ? last : last - this.#free.length] = buffer
       this.#freeCount += 1
       buffer = next
     }
+  }
+
+  #dropOwn(first: number): void {
+    const pages = this.#ownPages[first]
+    this.#ownPages[first] = 0
+    this.#dma.unmapPages(this.#ownPage[first], pages)
   }
 
   #unmapRun(): void {

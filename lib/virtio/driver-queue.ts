@@ -67,9 +67,12 @@ export class Completion {
   token = 0
   /** Bytes that the device says it wrote; at most what the chain offered. */
   length = 0
+  /** The chain, for `offerAgain` where it is kept. */
+  head = 0
 }
 
-const MAX_CHAIN_BYTES = 2 ** 32
+/** What the used ring can say at most. */
+const MAX_USED_BYTES = 2 ** 32 - 1
 
 export class DriverQueue {
   readonly size: number
@@ -99,7 +102,10 @@ export class DriverQueue {
   readonly #next: Uint16Array
   /** Descriptors of the chain that starts here; 0 where none is in flight. */
   readonly #count: Uint16Array
-  readonly #writable: Float64Array
+  /** The same of a chain that is neither in flight nor free. */
+  readonly #kept: Uint16Array
+  /** Bytes that the device may write, as far as the used ring can say. */
+  readonly #writable: Uint32Array
   readonly #token: Int32Array
 
   readonly #segmentPage: Float64Array
@@ -151,7 +157,8 @@ export class DriverQueue {
 
     this.#next = Uint16Array.from({ length: size }, (_, index) => index + 1)
     this.#count = new Uint16Array(size)
-    this.#writable = new Float64Array(size)
+    this.#kept = new Uint16Array(size)
+    this.#writable = new Uint32Array(size)
     this.#token = new Int32Array(size)
     const longest = Math.max(size, this.#indirectSegments)
     this.#segmentPage = new Float64Array(longest)
@@ -213,7 +220,7 @@ export class DriverQueue {
   segment(page: number, offset: number, length: number, writable: boolean): void {
     const at = this.#segments
     if (at === this.#segmentPage.length) throw new RangeError(`a chain has at most ${at} buffers`)
-    if (!(length > 0 && length < MAX_CHAIN_BYTES)) {
+    if (length >>> 0 !== length || length === 0) {
       throw new RangeError(`a buffer has 1 to 2^32-1 bytes: ${length}`)
     }
     this.#segmentPage[at] = page
@@ -240,11 +247,22 @@ export class DriverQueue {
     if (count > 1 && count <= this.#indirectSegments) this.#writeIndirect(head, count)
     else this.#writeDirect(head, count)
     this.#token[head] = token
-    this.#avail[this.#availRing + (this.#offered & (this.size - 1))] = head
-    this.#offered = (this.#offered + 1) & 0xffff
-    this.#inFlight += 1
+    this.#offer(head)
     this.#segments = 0
     return true
+  }
+
+  /**
+   * Places a chain in the ring that `collect` kept: the same buffers, with the same token. Its
+   * descriptors stay as they are.
+   * @throws RangeError for a chain that is not kept
+   */
+  offerAgain(head: number): void {
+    const count = this.#kept[head]
+    if (!(count > 0)) throw new RangeError(`no chain is kept at descriptor ${head}`)
+    this.#kept[head] = 0
+    this.#count[head] = count
+    this.#offer(head)
   }
 
   /** `begin`, `segment` for each, `end`. */
@@ -274,9 +292,10 @@ export class DriverQueue {
 
   /**
    * Takes the next completion into `completion`.
+   * @param keep the chain's descriptors stay taken, for `offerAgain`
    * @returns false when there is none, or when the queue is broken (`refusal`)
    */
-  collect(): boolean {
+  collect(keep = false): boolean {
     const at = this.#collected
     if (at === this.#usedSeen && !this.#look()) return false
     if (this.#refusal !== undefined) return false
@@ -287,7 +306,11 @@ export class DriverQueue {
     if (length > this.#writable[id]) return this.#refuse('used-length')
     this.completion.token = this.#token[id]
     this.completion.length = length
-    this.#release(id)
+    this.completion.head = id
+    if (keep) this.#kept[id] = this.#count[id]
+    else this.#release(id)
+    this.#count[id] = 0
+    this.#inFlight -= 1
     this.#collected = (at + 1) & 0xffff
     return true
   }
@@ -338,6 +361,12 @@ export class DriverQueue {
     return false
   }
 
+  #offer(head: number): void {
+    this.#avail[this.#availRing + (this.#offered & (this.size - 1))] = head
+    this.#offered = (this.#offered + 1) & 0xffff
+    this.#inFlight += 1
+  }
+
   #writeDirect(head: number, count: number): void {
     const { words, base } = this.#desc
     let index = head
@@ -351,7 +380,7 @@ export class DriverQueue {
     this.#firstFree = index
     this.#free -= count
     this.#count[head] = count
-    this.#writable[head] = writable
+    this.#writable[head] = Math.min(writable, MAX_USED_BYTES)
   }
 
   #writeIndirect(head: number, count: number): void {
@@ -372,7 +401,7 @@ export class DriverQueue {
     this.#firstFree = this.#next[head]
     this.#free -= 1
     this.#count[head] = 1
-    this.#writable[head] = writable
+    this.#writable[head] = Math.min(writable, MAX_USED_BYTES)
   }
 
   /** Writes one descriptor from the segments gathered; answers how many bytes are writable in it. */
@@ -392,8 +421,6 @@ export class DriverQueue {
     this.#next[last] = this.#firstFree
     this.#firstFree = head
     this.#free += count
-    this.#count[head] = 0
-    this.#inFlight -= 1
   }
 }
 

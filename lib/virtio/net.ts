@@ -132,6 +132,27 @@ export class NetHeader {
     this.checksumOffset = word(u8, at + NET_HEADER.checksumOffset)
     this.bufferCount = word(u8, at + NET_HEADER.bufferCount)
   }
+
+  /** The same at a byte that is a multiple of 4. @param word that byte divided by 4 */
+  readWords(u32: Uint32Array, word: number): void {
+    const first = u32[word]
+    const second = u32[word + 1]
+    const third = u32[word + 2]
+    this.flags = first & 0xff
+    this.gsoType = (first >>> 8) & 0xff
+    this.headerLength = first >>> 16
+    this.gsoSize = second & 0xffff
+    this.checksumStart = second >>> 16
+    this.checksumOffset = third & 0xffff
+    this.bufferCount = third >>> 16
+  }
+}
+
+/** A header without offloads, at a byte that is a multiple of 4. @param word `at` divided by 4 */
+export function clearNetHeader(u32: Uint32Array, word: number): void {
+  u32[word] = 0
+  u32[word + 1] = 0
+  u32[word + 2] = 0
 }
 
 /**

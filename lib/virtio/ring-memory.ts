@@ -19,6 +19,11 @@ export interface WordTable {
  * @param page 4 KiB page, 0 to 2^52-1; `offset` is the byte within it
  */
 export function writeAddress(words: Uint32Array, word: number, page: number, offset: number): void {
+  if (page < PAGES_PER_HIGH_WORD) {
+    words[word] = (page << PAGE_SHIFT) | offset
+    words[word + 1] = 0
+    return
+  }
   const high = Math.floor(page / PAGES_PER_HIGH_WORD)
   words[word] = ((page - high * PAGES_PER_HIGH_WORD) << PAGE_SHIFT) | offset
   words[word + 1] = high

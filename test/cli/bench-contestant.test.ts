@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { frameOf, interleaved } from '../../lib/cli/bench-contestant'
+import { frameOf, interleaved, moved, warmedUp } from '../../lib/cli/bench-contestant'
 import type { Contestant } from '../../lib/cli/bench-contestant'
 import { difference, hitRate } from '../../lib/cli/l2fwd'
 
@@ -14,14 +14,17 @@ describe('contestants', () => {
     const order: string[] = []
     const answers: Record<string, number[]> = { a: [1, 9, 2], b: [5, 4, 6] }
     const all = ['a', 'b'].map((name) =>
-      contestant(name, (ms) => {
-        order.push(`${name}${ms}`)
+      contestant(name, (ms, warmMs) => {
+        order.push(`${name}${ms},${warmMs}`)
         return Promise.resolve({ pps: answers[name].shift() ?? NaN })
       }),
     )
-    const { rows, missing } = await interleaved(all, { rounds: 3, ms: 7 }, quiet)
-    expect(order.join(' ')).toBe('a7 b7 a7 b7 a7 b7')
-    expect(rows.map(({ figures }) => figures['pps'])).toEqual([2, 5])
+    const { rows, missing } = await interleaved(all, { rounds: 3, ms: 7, warmMs: 8 }, quiet)
+    expect(order.join(' ')).toBe('a7,8 b7,8 a7,2 b7,2 a7,2 b7,2')
+    expect(rows.map(({ figures }) => figures)).toEqual([
+      { pps: 2, spread: 4 },
+      { pps: 5, spread: 0.4 },
+    ])
     expect(missing).toEqual([])
   })
 
@@ -34,10 +37,42 @@ describe('contestants', () => {
       }),
       contestant('good', () => Promise.resolve({ pps: 3 })),
     ]
-    const { rows, missing } = await interleaved(all, { rounds: 3, ms: 1 }, quiet)
+    const { rows, missing } = await interleaved(all, { rounds: 3, ms: 1, warmMs: 0 }, quiet)
     expect(rows.map(({ name }) => name)).toEqual(['good'])
     expect(missing).toEqual([{ name: 'out: bad', reason: 'gone' }])
     expect(runs).toBe(2)
+  })
+
+  it('are warm once their rate stands, not while it rises, nor before their code ran often', async () => {
+    const rates = [10, 10, 10, 2_000, 4_000, 8_000, 9_000, 8_500, 1_000_000]
+    let frames = 0
+    let time = 0
+    const mover = {
+      move: (ms: number) => {
+        frames += rates[time / 100]
+        time += ms
+        return Promise.resolve()
+      },
+      frames: () => frames,
+    }
+    await warmedUp(mover, 60_000, () => time)
+    expect(time).toBe(800)
+  })
+
+  it('are warm when the time for it is over', async () => {
+    let frames = 0
+    let time = 0
+    const mover = {
+      move: (ms: number) => {
+        time += ms
+        frames += 1
+        return Promise.resolve()
+      },
+      frames: () => frames,
+    }
+    await warmedUp(mover, 1000, () => time)
+    expect(time).toBe(1000)
+    expect((await moved(mover, 5)).frames).toBe(1)
   })
 
   it('send to an address that is nobody’s, not to a group', () => {

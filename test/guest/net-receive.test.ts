@@ -187,4 +187,61 @@ describe('NetDriver, receiving', () => {
     expect(frames).toBeLessThanOrEqual(4)
     while (frames < 21) await new Promise(setImmediate)
   })
+
+  it('a sink sees frames where they lie, with their pair, and the end of each burst', async () => {
+    const nic = new HandDevice(guest)
+    using driver = guest.attach(nic, { mapping: 'static' })
+    await driver.start()
+    const seen: string[] = []
+    const sink = driver.onFrames({
+      frame: (u8, at, length, header, pair) => {
+        expect(u8.buffer).toBe(guest.memory.view(0, 1).buffer)
+        seen.push(`${u8[at]} ${length} ${header.bufferCount} ${pair}`)
+      },
+      burst: (pair) => seen.push(`end ${pair}`),
+    })
+    const queue = nic.queue(0)
+    nic.deliver(queue, 1, 100)
+    expect(seen).toEqual(['1 88 1 0', 'end 0'])
+    sink[Symbol.dispose]()
+    nic.deliver(queue, 1, 100)
+    expect(seen.length).toBe(2)
+  })
+
+  it('gives the buffers of a burst back before the end of the burst, and before the next', async () => {
+    const nic = new HandDevice(guest)
+    using driver = guest.attach(nic, { mapping: 'off' })
+    await driver.start()
+    const queue = nic.queue(0)
+    const pending: number[] = []
+    driver.onFrames({ frame: () => undefined, burst: () => pending.push(queue.pending()) })
+    const count = 150
+    for (let i = 0; i < count; i++) {
+      expect(queue.next()).toBe(true)
+      guest.memory.view(queue.chain.page[0] * PAGE_SIZE, 12).fill(0)
+      guest.memory.setU16(queue.chain.page[0] * PAGE_SIZE + 10, 1)
+      queue.complete(queue.chain.head, 72)
+    }
+    queue.publish()
+    nic.call(0)
+    expect(pending).toEqual([256 - 150 + 64, 256 - 150 + 128, 256])
+    expect(driver.stats().received).toBe(count)
+  })
+
+  it('a sink may close the driver', async () => {
+    using nic = guest.loopback()
+    using driver = guest.attach(nic)
+    await driver.start()
+    let frames = 0
+    driver.onFrames({
+      frame: () => {
+        frames++
+        driver.close()
+      },
+    })
+    driver.sendBatch([frameOf(60), frameOf(60)])
+    while (frames === 0) await new Promise(setImmediate)
+    await new Promise(setImmediate)
+    expect(frames).toBe(1)
+  })
 })

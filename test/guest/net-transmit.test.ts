@@ -1,9 +1,11 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { MiB, PAGE_SIZE } from '../../lib/address'
 import { InvalidState } from '../../lib/errors'
-import { physicalDma } from '../../lib/guest/dma'
 import type { GuestDma } from '../../lib/guest/dma'
+import { IntelIommuDriver } from '../../lib/guest/intel-iommu-driver'
 import { PageTranslation } from '../../lib/memory/address-space'
-import { Guest, HandDevice, expectFrames, frameOf, take } from './net-guest'
+import type { SplitQueue } from '../../lib/virtio/split-queue'
+import { Guest, HandDevice, SOURCE, expectFrames, frameOf, take } from './net-guest'
 
 let guest: Guest
 
@@ -132,14 +134,25 @@ describe('NetDriver, sending', () => {
   it('gives a frame back that it could not map as a whole', async () => {
     const nic = new HandDevice(guest)
     let left = Infinity
+    const real = strictDma()
     const dma: GuestDma = {
-      ...physicalDma,
-      mapPages: (page) => {
-        if (left-- === 0) throw new InvalidState('ERR_EXHAUSTED', 'no iova')
-        return page
+      mode: 'strict',
+      enable: () => {
+        real.enable()
       },
+      disable: () => {
+        real.disable()
+      },
+      mapPages: (page, count, access) => {
+        if (left-- === 0) throw new InvalidState('ERR_EXHAUSTED', 'no iova')
+        return real.mapPages(page, count, access)
+      },
+      unmapPages: (page, count) => {
+        real.unmapPages(page, count)
+      },
+      flush: () => undefined,
     }
-    using driver = guest.attach(nic, { mapping: 'off', dma, queueSize: 8 })
+    using driver = guest.attach(nic, { dma, queueSize: 8 })
     await driver.start()
     for (const mapped of [0, 1, 7]) {
       left = mapped
@@ -162,4 +175,127 @@ describe('NetDriver, sending', () => {
     expect(queue.chain.count).toBe(16)
     expect(queue.chain.indirectBytes).toBe(256)
   })
+
+  it('sendFrom: a part of other bytes, seen by the device with the next publish', async () => {
+    const nic = new HandDevice(guest)
+    using driver = guest.attach(nic)
+    await driver.start()
+    nic.kicks.length = 0
+    const bytes = frameOf(3000)
+    for (const [at, length] of [
+      [0, 14],
+      [100, 300],
+      [7, 60],
+      [1000, 2000],
+    ]) {
+      expect(driver.sendFrom(bytes, at, length)).toBe(true)
+    }
+    const queue = nic.queue(1)
+    expect([nic.kicks.length, queue.pending()]).toEqual([0, 0])
+    driver.publish()
+    expect([nic.kicks, queue.pending()]).toEqual([[1], 4])
+    expect(sentBy(queue)).toEqual([
+      bytes.slice(0, 14),
+      bytes.slice(100, 400),
+      bytes.slice(7, 67),
+      bytes.slice(1000, 3000),
+    ])
+    expect(() => driver.sendFrom(bytes, 2990, 60)).toThrow(RangeError)
+    expect(() => driver.sendFrom(bytes, -1, 60)).toThrow(RangeError)
+  })
+
+  it.each([false, true])('sendInPlace: the very bytes, headroom %s', async (headroom) => {
+    const nic = new HandDevice(guest)
+    const dma = strictDma()
+    using driver = guest.attach(nic, { dma, queueSize: 8 })
+    await driver.start()
+    const gpa = guest.pages.allocate(16) * PAGE_SIZE + 12
+    const bytes = frameOf(60_000)
+    guest.memory.view(gpa, bytes.length).set(bytes)
+    const back: number[][] = []
+    driver.onSent((cookie, pair) => back.push([cookie, pair]))
+    const checksum = { start: 34, offset: 16 }
+    const before = dma.submitted.submissions
+    for (let cookie = 1; cookie <= 3; cookie++) {
+      const options = { cookie, headroom, checksum }
+      expect(driver.sendInPlace(gpa, 60_000, options)).toBe(true)
+    }
+    driver.publish()
+    const queue = nic.queue(1)
+    expect(queue.next()).toBe(true)
+    const { chain } = queue
+    expect(chain.count).toBe(headroom ? 1 : 2)
+    expect(guest.gpaOf(chain.page[headroom ? 0 : 1])).toBe(gpa - 12)
+    expect(guest.memory.view(guest.gpaOf(chain.page[0]), 8)[6]).toBe(34)
+    const page = chain.page[headroom ? 0 : 1]
+    queue.putBack()
+    expectFrames(sentBy(queue), [bytes, bytes, bytes])
+    queue.publish()
+    expect(back).toEqual([])
+    nic.call(1)
+    expect(back).toEqual([
+      [1, 0],
+      [2, 0],
+      [3, 0],
+    ])
+    expect(guest.space.translatePage(page, 1, new PageTranslation())).toBe(false)
+    expect(dma.submitted.submissions).toBeGreaterThan(before)
+    expect(driver.stats()).toMatchObject({ sent: 3, completed: 3 })
+  })
+
+  it('sendInPlace refuses what is not memory, and says when there is no room', async () => {
+    using nic = guest.loopback()
+    using driver = guest.attach(nic, { queueSize: 4, indirect: false, mapping: 'static' })
+    await driver.start()
+    const page = guest.pages.allocate(1) * PAGE_SIZE
+    expect(() => driver.sendInPlace(8 * MiB - 30, 60)).toThrow(RangeError)
+    expect(() => driver.sendInPlace(-60, 60)).toThrow(RangeError)
+    expect(() => driver.sendInPlace(page, 13)).toThrow(RangeError)
+    expect(() => driver.sendInPlace(page + 11, 60, { headroom: true })).toThrow(RangeError)
+    expect(driver.sendInPlace(page, 60)).toBe(true)
+    expect(driver.sendInPlace(page, 60)).toBe(true)
+    expect(driver.sendInPlace(page, 60)).toBe(false)
+    driver.publish()
+    await driver.ready()
+    expect(driver.sendInPlace(page, 60)).toBe(true)
+  })
+
+  it('a frame may be sent again while it is heard that it was', async () => {
+    using nic = guest.loopback({ onTransmit: () => undefined })
+    using driver = guest.attach(nic, { queueSize: 4 })
+    await driver.start()
+    const gpa = guest.pages.allocate(1) * PAGE_SIZE
+    let left = 40
+    driver.onSent((cookie) => {
+      if (left-- <= 0) return
+      expect(driver.sendInPlace(gpa, 60, { cookie })).toBe(true)
+      driver.publish()
+    })
+    for (const cookie of [1, 2, 3]) expect(driver.sendInPlace(gpa, 60, { cookie })).toBe(true)
+    driver.publish()
+    await driver.flush()
+    while (driver.stats().completed < 43) await new Promise(setImmediate)
+    expect(nic.stats()).toMatchObject({ transmitted: 43, errors: 0 })
+  })
 })
+
+function strictDma(): IntelIommuDriver {
+  const { iommu, memory, pages } = guest
+  return new IntelIommuDriver(iommu, memory, { requester: SOURCE, mode: 'strict', pages })
+}
+
+/** Completes all that is there; each frame without its header. */
+function sentBy(queue: SplitQueue): Uint8Array[] {
+  const frames: Uint8Array[] = []
+  while (queue.next()) {
+    const { chain } = queue
+    const parts: Uint8Array[] = []
+    for (let i = 0; i < chain.count; i++) {
+      const at = guest.gpaOf(chain.page[i]) + chain.offset[i]
+      parts.push(guest.memory.view(at, chain.length[i]))
+    }
+    frames.push(new Uint8Array(Buffer.concat(parts).subarray(12)))
+    queue.complete(chain.head, 0)
+  }
+  return frames
+}

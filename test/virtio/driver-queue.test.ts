@@ -89,7 +89,7 @@ describe('DriverQueue and SplitQueue', () => {
             expect(device.complete(head, length)).toBe(true)
             device.publish()
             expect(driver.collect()).toBe(true)
-            expect(driver.completion).toEqual({ token, length })
+            expect(driver.completion).toMatchObject({ token, length })
           }
           for (const [segments, completions, which] of steps) {
             const fits = driver.fits(segments.length)
@@ -327,6 +327,46 @@ describe('DriverQueue', () => {
     )
   })
 
+  it('offers a chain again that it kept, with its buffers and its token', () => {
+    const { driver, device } = bothSides(4)
+    const buffers = [writable(0x10000n, 100), writable(0x20000n, 200)]
+    expect(driver.add(buffers, 7)).toBe(true)
+    for (let round = 0; round < 9; round++) {
+      driver.publish()
+      expect(device.next()).toBe(true)
+      expect([...device.chain.length.subarray(0, device.chain.count)]).toEqual([100, 200])
+      device.complete(device.chain.head, 150)
+      device.publish()
+      expect(driver.collect(true)).toBe(true)
+      expect([driver.free, driver.inFlight]).toEqual([2, 0])
+      expect(driver.completion).toMatchObject({ token: 7, length: 150 })
+      driver.offerAgain(driver.completion.head)
+      expect([driver.free, driver.inFlight]).toEqual([2, 1])
+    }
+    expect(() => {
+      driver.offerAgain(driver.completion.head)
+    }).toThrow(RangeError)
+    expect(() => {
+      driver.offerAgain(3)
+    }).toThrow(RangeError)
+  })
+
+  it('takes a chain that is kept for none in flight', () => {
+    const { driver, device, ring } = bothSides(4)
+    driver.add([writable(0x10000n, 100)], 1)
+    driver.add([writable(0x20000n, 100)], 2)
+    driver.publish()
+    device.next()
+    const { head } = device.chain
+    device.complete(head, 0)
+    device.publish()
+    expect(driver.collect(true)).toBe(true)
+    memory.setU32(Number(ring.used) + 12, head)
+    memory.setU16(Number(ring.used) + 2, 2)
+    expect(driver.collect(true)).toBe(false)
+    expect(driver.refusal).toBe('used-id')
+  })
+
   it('refuses rings that are misaligned or not in memory', () => {
     const ring = ringAt(4)
     for (const wrong of [
@@ -357,6 +397,10 @@ describe('DriverQueue', () => {
     }).toThrow(RangeError)
   })
 })
+
+function writable(address: bigint, length: number): Segment {
+  return { address, length, writable: true }
+}
 
 function complete(used: bigint, id: number, length: number): void {
   memory.setU32(Number(used) + 4, id)
