@@ -103,10 +103,13 @@ export { NetDriver } from './guest/net-driver'
 export type {
   Abortable,
   FrameListener,
+  FrameSink,
+  InPlaceOptions,
   Mapping,
   NetDriverOptions,
   NetDriverStats,
   SendOptions,
+  SentListener,
 } from './guest/net-driver'
 export { IovaAllocator } from './guest/iova-allocator'
 export { PageAllocator } from './guest/page-allocator'

@@ -66,7 +66,7 @@ async function measured(options: BenchOptions, plan: BenchPlan): Promise<Report>
     seconds: Math.round((Date.now() - started) / 1000),
     ...(plan.quick ? { effort: 'quick' } : {}),
   }
-  return { env, rows, ...evaluated(rows, [...first.missing, ...alone.missing]) }
+  return { env, rows, ...evaluated(rows, [...first.missing, ...alone.missing], plan.only) }
 }
 
 function planOf({ quick, only = [] }: BenchOptions, programs: string | undefined): BenchPlan {

@@ -186,14 +186,19 @@ export const TARGETS: readonly Target[] = [
   target('rss-mib', 'MiB', ['<=', 80], ['memory', 'one port', 'rssMiB']),
 ]
 
-/** @param reasons why rows are not there, by target name or by row */
+/**
+ * @param reasons why rows are not there, by target name or by row
+ * @param only sections whose targets count, or none for all
+ */
 export function evaluated(
   rows: readonly Row[],
   reasons: readonly Missing[] = [],
+  only: readonly string[] = [],
 ): Pick<Report, 'targets' | 'notMeasured'> {
   const targets: TargetResult[] = []
   const notMeasured: Missing[] = [...reasons]
   for (const each of TARGETS) {
+    if (only.length > 0 && !only.includes(each.of[0])) continue
     const value = valueOf(rows, each)
     if (typeof value === 'number') targets.push(judged(each, value))
     else notMeasured.push({ name: each.name, reason: value })

@@ -9,6 +9,7 @@ import {
   figure,
   median,
   percentile,
+  spread,
 } from '../../lib/cli/bench-figures'
 import type { Row, Section } from '../../lib/cli/bench-figures'
 import { page, short, table } from '../../lib/cli/bench-report'
@@ -199,6 +200,18 @@ describe('the report', () => {
     expect([0, 1_000_000, 0.123456, 12.3456, 1234.56].map(short)).toEqual([
       ...['0', '1000000', '0.123', '12.3', '1235'],
     ])
+  })
+
+  it('judges the targets of the sections that were asked for', () => {
+    const { targets, notMeasured } = evaluated(rows, [], ['walk'])
+    const names = [...targets, ...notMeasured].map(({ name }) => name)
+    expect(names.sort()).toEqual(['walk-ns', 'walk-vs-c'])
+  })
+
+  it('says how far rounds lie apart, where there are several', () => {
+    expect(spread([{ pps: 80 }, { pps: 100 }, { pps: 130 }], 'pps')).toEqual({ spread: 0.5 })
+    expect(spread([{ pps: 80 }], 'pps')).toEqual({})
+    expect(spread([{ pps: 80 }, { ns: 1 }], 'pps')).toEqual({})
   })
 
   it('finds a figure by its place only', () => {
