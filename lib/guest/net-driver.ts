@@ -134,8 +134,9 @@ export class NetDriver implements Disposable {
   }
 
   /**
-   * Copies `length` bytes of `u8` from `at` on, as `send`; the device hears of it with the next
-   * `publish`, `send` or `sendBatch` of the pair, so that a burst costs one kick.
+   * Copies `length` bytes of `u8` from `at` on, as `send`; best from guest memory, where a sink
+   * (`onFrames`) finds them. The device hears of it with the next `publish`, `send` or `sendBatch`
+   * of the pair, so that a burst costs one kick.
    */
   sendFrom(u8: Uint8Array, at: number, length: number, options?: SendOptions): boolean {
     const pair = this.#pair(options?.pair)

@@ -3,14 +3,14 @@
  *
  * A frame is copied into pages of the pool, header first; each page is mapped before it is offered
  * and unmapped when its chain has completed. Or it lies in guest memory already: then its own pages
- * are mapped, and a buffer of the pool has the header. Nothing allocates per frame.
+ * are mapped, and a buffer of the pool has the header. Nothing allocates per frame, but where part
+ * of other bytes than guest memory is copied.
  */
 import { PAGE_SHIFT, PAGE_SIZE, READ } from '../address'
 import type { GuestMemory } from '../memory/guest-memory'
 import type { DriverQueue } from '../virtio/driver-queue'
 import { MAX_FRAME_BYTES, NET_HEADER_BYTES, clearNetHeader, writeNetHeader } from '../virtio/net'
 import type { Offload } from '../virtio/net'
-import { copyBytes } from './copy-bytes'
 import type { GuestDma } from './dma'
 import type { BufferPool, Surroundings } from './net-ring'
 
@@ -112,7 +112,8 @@ export class NetTransmit {
     this.#taken = 0
     try {
       if (bytes <= PAGE_SIZE - NET_HEADER_BYTES) {
-        copyBytes(u8, at, bytes, this.#pool, this.#pool.byteOf(first) + NET_HEADER_BYTES)
+        const to = this.#pool.byteOf(first) + NET_HEADER_BYTES
+        copyBytes(u8, at, bytes, this.#pool.u8, to)
         this.#take(NONE, NET_HEADER_BYTES + bytes)
       } else {
         this.#spread(u8, at, bytes)
@@ -214,7 +215,7 @@ export class NetTransmit {
     for (let done = 0; done < bytes;) {
       const length = Math.min(room, bytes - done)
       const at = this.#pool.byteOf(this.#free[this.#freeFirst]) + PAGE_SIZE - room
-      copyBytes(u8, from + done, length, this.#pool, at)
+      copyBytes(u8, from + done, length, this.#pool.u8, at)
       previous = this.#take(previous, PAGE_SIZE - room + length)
       done += length
       room = PAGE_SIZE
@@ -280,4 +281,11 @@ function buffersOf(bytes: number): number {
     throw new RangeError(`a frame has ${MIN_FRAME_BYTES} to ${MAX_FRAME_BYTES} bytes: ${bytes}`)
   }
   return (NET_HEADER_BYTES + bytes + PAGE_SIZE - 1) >>> PAGE_SHIFT
+}
+
+/** Makes no object for a whole array, nor for bytes of the same region. */
+function copyBytes(u8: Uint8Array, from: number, bytes: number, to: Uint8Array, at: number): void {
+  if (u8 === to) to.copyWithin(at, from, from + bytes)
+  else if (from === 0 && bytes === u8.length) to.set(u8, at)
+  else to.set(u8.subarray(from, from + bytes), at)
 }
