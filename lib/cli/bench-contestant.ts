@@ -116,6 +116,8 @@ export interface Counters {
   readonly outBytes: number
   /** Frames that went in: read by its owner. */
   readonly in: number
+  /** Those, and the ones for which its queue had no room. */
+  readonly offered: number
 }
 
 /** The kernel's own counts, the same for whoever moves the frames. */
@@ -130,7 +132,7 @@ export function counters(name: string): Counters {
     .trim()
     .split(/\s+/)
     .map(Number)
-  return { outBytes: fields[0], out: fields[1], in: fields[9] }
+  return { outBytes: fields[0], out: fields[1], in: fields[9], offered: fields[9] + fields[11] }
 }
 
 /** To nobody, in an Ethernet type for experiments. */

@@ -38,6 +38,8 @@ const OUT_BURST = 64
 const SEGMENTS_BYTES = 64 * KiB
 const SEGMENT_FRAME_BYTES = SEGMENTS_BYTES - 256
 const SEGMENTS_BURST = 4
+/** For the generator to begin. */
+const TRAFFIC_MS = 10_000
 
 export function modeContestants(): readonly Contestant[] {
   return MAPPINGS.flatMap(([mapping, mapped]) =>
@@ -176,7 +178,14 @@ async function passive(frames: () => number, ms: number, warmMs: number): Promis
 /** As many frames as the kernel can make on its first CPU, for as long as `during` takes. */
 export async function withTraffic<T>(tap: string, during: () => Promise<T>): Promise<T> {
   await using traffic = new Pktgen([{ name: tap }], { bytes: FRAME_BYTES, rate: 0 })
+  const before = counters(tap).offered
   traffic.start()
+  const end = performance.now() + TRAFFIC_MS
+  // Whoever waits for frames in a system call would keep the generator from being started.
+  while (counters(tap).offered === before) {
+    if (performance.now() > end) throw new Error('the generator made no frames')
+    await sleep(5)
+  }
   return await during()
 }
 
