@@ -124,8 +124,7 @@ describe('NetDriver, sending', () => {
         calls++
         nic.call(1)
       }
-      await Promise.resolve()
-      await Promise.resolve()
+      await new Promise(setImmediate)
       expect(flushed).toBe(true)
       expect(calls).toBeLessThanOrEqual(Math.ceil(Math.log2(count) / 2) + 2)
     }
