@@ -86,7 +86,9 @@ export { VhostDevice } from './vhost/vhost-device'
 export { VhostNet } from './vhost/net'
 export type {
   ChannelDecorator,
+  Clock,
   HandlerMaker,
+  StallReason,
   StallReport,
   VhostNetOptions,
   VhostNetStats,
@@ -138,6 +140,10 @@ export { serveMetrics, serveStats } from './monitor/serve'
 export type { ServeMetricsOptions, ServeStatsOptions, Served } from './monitor/serve'
 export { metricsText } from './monitor/metrics'
 
+export { FAULT_KINDS, FaultyChannel, faulty } from './trace/fault-injector'
+export type { FaultKind, FaultyOptions } from './trace/fault-injector'
+
+export { FakeClock } from './testing/fake-clock'
 export { FakeAddressSpace } from './testing/fake-address-space'
 export { FakeVhost } from './testing/fake-channel'
 export { LoopbackDevice } from './testing/loopback-device'

@@ -224,6 +224,27 @@ export class MissHandler implements Notifier, Disposable {
   }
 
   /**
+   * Takes back what the device holds of a page, known to the shadow or not, and grants what the
+   * tables say now, without a recorded fault: for a queue that stands still and says nothing.
+   * @returns false where the tables refuse
+   * @throws SystemError when the device refuses
+   */
+  renew(page: number, wanted: AccessBits): boolean {
+    this.#open()
+    checkPages(page, page)
+    this.#epoch[0]++
+    this.#table.takeBack(page, page, true)
+    if (!this.#grant(this.#aside, page, wanted, 'ahead')) return false
+    this.#counters[count.repairs]++
+    return true
+  }
+
+  /** Whether the device asked for the page, and was not answered. */
+  waits(page: number): boolean {
+    return this.#faults.has(page)
+  }
+
+  /**
    * Answers the unanswered misses whose pages are mapped by now: for a device layer that sees a
    * kick or a timer. An invalidation that covers them does it by itself.
    * @returns how many were answered
@@ -269,6 +290,15 @@ export class MissHandler implements Notifier, Disposable {
   /** The misses that wait for a mapping, the oldest first. */
   unanswered(): readonly UnansweredMiss[] {
     return this.#faults.snapshot()
+  }
+
+  /** How many misses were read so far, and how many wait for a mapping now. */
+  get asked(): number {
+    return this.#counters[count.misses]
+  }
+
+  get waiting(): number {
+    return this.#faults.size
   }
 
   stats(): MissStats {

@@ -78,6 +78,10 @@ export class Faults {
     return this.#waiting[index].wanted
   }
 
+  has(page: number): boolean {
+    return this.#waiting.some((one) => one.page === page)
+  }
+
   /** A miss that now waits, each page and access once; `report()` tells of it. */
   add(page: number, wanted: AccessBits, cause: MissCause, code: number): void {
     const miss = unanswered(page, wanted, cause, code)

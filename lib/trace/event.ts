@@ -101,6 +101,8 @@ export const EVENTS = {
   mapped: { code: 29, role: 'note', fields: { device: n, ...range, gpaPage: n, access: n } },
   /** An Ethernet frame that left (odd queues) or came (even ones). `length` before it was cut. */
   frame: { code: 30, role: 'note', fields: { device: n, queue: n, length: n, bytes: 'bytes' } },
+  /** A queue stands still for no reason that shows, at a page that is granted anew. */
+  renew: { code: 31, role: 'input', fields: { device: n, page: n, access: n } },
 } as const satisfies Readonly<Record<string, EventSpec>>
 
 export const SOURCES = ['device-tlb', 'iotlb', 'context', 'disabled'] as const

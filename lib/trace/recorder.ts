@@ -327,6 +327,11 @@ class RecordedHandler extends MissHandler {
     return super.repair(page, access)
   }
 
+  override renew(page: number, access: AccessBits): boolean {
+    this.sink({ kind: 'renew', at: this.clock(), device: this.device, page, access })
+    return super.renew(page, access)
+  }
+
   override retry(firstPage = 0, lastPage = 2 ** 52 - 1): number {
     const { device } = this
     if (!this.#inside) this.sink({ kind: 'retry', at: this.clock(), device, firstPage, lastPage })

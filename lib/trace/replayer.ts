@@ -188,6 +188,7 @@ const CALLS = {
     handler.preload(firstPage, lastPage, access as AccessBits),
   prefetch: (handler, { page }) => handler.prefetch(page),
   repair: (handler, { page, access }) => handler.repair(page, access as AccessBits),
+  renew: (handler, { page, access }) => handler.renew(page, access as AccessBits),
   retry: (handler, { firstPage, lastPage }) => handler.retry(firstPage, lastPage),
   flush: (handler) => {
     handler.flush()

@@ -7,15 +7,12 @@ import type { UnansweredMiss } from '../iotlb/unanswered'
 import type { AddressSpace, PageTranslation } from '../memory/address-space'
 import type { GuestMemory } from '../memory/guest-memory'
 import type { Descriptor } from '../native'
-import type { StallReport } from './stall'
-import type { VhostDevice } from './vhost-device'
+import type { DoctorOptions } from './doctor'
 
 /** A burst of 32 buffers of a page; more would only be dropped with it. */
 const MERGED_BYTES = 128 * KiB
-export interface NetPairOptions {
-  readonly device: VhostDevice
-  /** The index of the pair's receiving queue among all queues. */
-  readonly firstQueue: number
+
+export interface NetPairOptions extends DoctorOptions {
   readonly socket: Descriptor
   readonly memory: GuestMemory
   readonly addressSpace: AddressSpace | undefined
@@ -24,18 +21,18 @@ export interface NetPairOptions {
   readonly decorate: (channel: IotlbChannel) => IotlbChannel
   readonly handle: (options: MissHandlerOptions) => MissHandler
   readonly onCall: (queue: number) => void
-  readonly onStall: (report: StallReport) => void
   readonly onFault: (miss: UnansweredMiss) => void
   /** The fault policy asks for a stop. */
-  readonly onStop: (miss: UnansweredMiss) => void
+  readonly onStop: (miss?: UnansweredMiss) => void
 }
 
 export function handlerOptions(
   options: NetPairOptions,
   channel: IotlbChannel,
   onDrop: (miss: UnansweredMiss) => void,
+  onFault: (miss: UnansweredMiss) => void,
 ): MissHandlerOptions {
-  const { memory, policy, onFault, onStop } = options
+  const { memory, policy, onStop, onFailure } = options
   return {
     channel,
     addressSpace: options.addressSpace!,
@@ -43,6 +40,7 @@ export function handlerOptions(
     onFault,
     onStop,
     onDrop,
+    onError: onFailure,
     ...policy,
     reply: policy.reply ?? merged(MERGED_BYTES),
     split: policy.split ?? true,

@@ -15,9 +15,10 @@ import type { RingAddresses } from '../virtio/ring-layout'
 import { features, hasFeature } from '../virtio/net'
 import type { DirtyLog } from './dirty-log'
 import { KernelChannel } from './kernel-channel'
+import { Doctor } from './doctor'
 import { handlerOptions, looking } from './net-pair-options'
 import type { NetPairOptions } from './net-pair-options'
-import { examine, headsUpTo } from './stall'
+import { headsUpTo } from './stall'
 import { Vring } from './vring'
 
 const EFAULT = -14
@@ -25,13 +26,21 @@ const EFAULT = -14
 const RINGS = 2
 const INDEX_MASK = 0xffff
 const LOG_ALL = features('VHOST_F_LOG_ALL')
+/**
+ * Misses that may wait in the kernel unread or unanswered: it keeps a note of each, of some 100
+ * bytes, and each kick of a guest that names what is not mapped makes another one (K6).
+ */
+const MOST_NOTES = 1024
 
 export class NetPair {
   readonly rings: readonly Vring[]
   readonly handler: MissHandler | undefined
   readonly channel: KernelChannel | undefined
-  stalls = 0
+  /** Examines rings that stand still. */
+  readonly doctor: Doctor
   dropped = 0
+  /** How often the kernel was made to forget its notes of unanswered misses. */
+  purges = 0
   readonly #options: NetPairOptions
   readonly #pin: Disposable
   #view: DmaView
@@ -39,6 +48,9 @@ export class NetPair {
   #log: DirtyLog | undefined
   #referenced = true
   #running = false
+  /** Misses read when the kernel had no note. */
+  #notedFrom = 0
+  #purging = false
 
   constructor(options: NetPairOptions) {
     const { device, memory, addressSpace } = options
@@ -49,6 +61,7 @@ export class NetPair {
     try {
       for (let i = 0; i < RINGS; i++) rings.push(new Vring(i))
       this.rings = rings
+      this.doctor = new Doctor(options, rings)
       if (addressSpace !== undefined) {
         this.channel = new KernelChannel({
           descriptor: device.descriptor,
@@ -56,7 +69,7 @@ export class NetPair {
         })
         this.channel.unref()
         const channel = options.decorate(this.channel)
-        this.handler = options.handle(handlerOptions(options, channel, this.#onDrop))
+        this.handler = options.handle(handlerOptions(options, channel, this.#onDrop, this.#onFault))
       }
     } catch (error) {
       for (const ring of rings) ring.close()
@@ -91,6 +104,7 @@ export class NetPair {
       device.translates && addressSpace !== undefined
         ? translatedView(memory, looking(addressSpace))
         : physicalView(memory)
+    this.doctor.sees(this.#view, device.translates ? this.handler : undefined)
   }
 
   /**
@@ -244,7 +258,7 @@ export class NetPair {
       onCall(queue)
     }
     const failed = (): void => {
-      this.#onError(ring)
+      this.doctor.ticked(ring)
     }
     ring.watch(called, failed, this.#referenced)
     device.setBackend(ring.index, socket)
@@ -271,7 +285,7 @@ export class NetPair {
 
   #forget(): void {
     this.handler?.reset()
-    this.handler?.forgetMisses()
+    this.#forgetMisses()
     this.channel?.discard()
   }
 
@@ -289,20 +303,31 @@ export class NetPair {
 
   /** Taking one backend away lost the questions of the other ring too (K9): it asks them again. */
   #wakeOthers(paused: Vring): void {
-    this.handler?.forgetMisses()
+    this.#forgetMisses()
     for (const ring of this.rings) if (ring !== paused && ring.running) ring.kick()
   }
 
-  /** K2. */
-  #onError(ring: Vring): void {
-    if (!ring.running) return
-    this.stalls++
-    const { device, onStall } = this.#options
-    const handler = device.translates ? this.handler : undefined
-    const base = device.ringBase(ring.index)
-    const report = examine(ring, this.#queue(ring), base, this.#view, handler)
-    if (report.repaired > 0) ring.kick()
-    onStall(report)
+  /** K6, whatever the policy: no guest makes the kernel keep more than so many notes. */
+  readonly #onFault = (miss: UnansweredMiss): void => {
+    const asked = this.handler?.asked ?? 0
+    if (asked - this.#notedFrom > MOST_NOTES && !this.#purging) {
+      this.#purging = true
+      queueMicrotask(this.#purge)
+    }
+    this.#options.onFault(miss)
+  }
+
+  /** Taking a backend away makes the kernel forget (K9); the rings that still want to, ask again. */
+  readonly #purge = (): void => {
+    this.#purging = false
+    const ring = this.rings.find(({ running }) => running)
+    if (ring === undefined) return
+    this.purges++
+    try {
+      this.#restart(ring, () => undefined)
+    } catch {
+      this.#options.onStop()
+    }
   }
 
   /** The fault policy 'drop'; not in the handler's turn, because it stops a ring. */
@@ -319,23 +344,36 @@ export class NetPair {
 
   /** The chain that waits is completed with nothing in it, and so are those before it. */
   #drop(ring: Vring, page: number): boolean {
-    const { device, socket } = this.#options
+    const { device } = this.#options
     const waits = headsUpTo(page, ring, device.ringBase(ring.index), this.#view)
     if (waits.length === 0) return false
+    this.#restart(ring, () => {
+      for (const head of headsUpTo(page, ring, ring.base, this.#view)) {
+        if (!ring.complete(head)) break
+        ring.base = (ring.base + 1) & INDEX_MASK
+        this.dropped++
+      }
+    })
+    return true
+  }
+
+  /** Takes the backend away, and gives it back after an action that may move `ring.base`. */
+  #restart(ring: Vring, action: () => void): void {
+    const { device, socket } = this.#options
     device.setBackend(ring.index, undefined)
     ring.base = device.ringBase(ring.index)
-    for (const head of headsUpTo(page, ring, ring.base, this.#view)) {
-      if (!ring.complete(head)) break
-      ring.base = (ring.base + 1) & INDEX_MASK
-      this.dropped++
-    }
+    action()
     this.#place(ring)
     // An invalidation of everything took the rings too, and SET_BACKEND touches the used one (K8).
     this.#preload([ring])
     device.setBackend(ring.index, socket)
-    this.handler?.forgetMisses()
+    this.#forgetMisses()
     for (const each of this.rings) if (each.running) each.kick()
-    return true
+  }
+
+  #forgetMisses(): void {
+    this.handler?.forgetMisses()
+    this.#notedFrom = this.handler?.asked ?? 0
   }
 
   /**

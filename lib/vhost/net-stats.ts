@@ -1,6 +1,8 @@
 /** What a network device counts: the sums of its pairs, named. */
 import type { MissStats } from '../iotlb/stats'
 import type { NetPair } from './net-pair'
+import { STALL_REASONS } from './stall'
+import type { StallReason } from './stall'
 
 /** Sums over the pairs, since the device was opened. */
 export interface VhostNetStats extends MissStats {
@@ -11,15 +13,19 @@ export interface VhostNetStats extends MissStats {
   readonly chains: number
   /** Chains that needed no miss, 0 to 1; 0 where there were none. */
   readonly hitRate: number
-  /** Ticks of the rings' error eventfds. */
+  /** Reports of rings that stood still, and those of them that ended in a repair or a kick. */
   readonly stalls: number
+  readonly healed: number
+  readonly stallsByReason: Readonly<Record<StallReason, number>>
   /** Chains that the fault policy completed with nothing in them. */
   readonly dropped: number
+  /** How often the kernel was made to forget misses that no one can answer. */
+  readonly purges: number
   /** Messages of a type that this library does not know. */
   readonly unknownMessages: number
 }
 
-type Counted = Omit<VhostNetStats, 'hitRate'>
+type Counted = Omit<VhostNetStats, 'hitRate' | 'stallsByReason'>
 
 const NOTHING: Counted = {
   misses: 0,
@@ -44,7 +50,9 @@ const NOTHING: Counted = {
   calls: 0,
   chains: 0,
   stalls: 0,
+  healed: 0,
   dropped: 0,
+  purges: 0,
   unknownMessages: 0,
 }
 
@@ -55,7 +63,13 @@ export function sum(pairs: readonly NetPair[]): VhostNetStats {
   }
   const stats = total as unknown as Counted
   const { chains, misses } = stats
-  return { ...stats, hitRate: chains === 0 ? 0 : Math.max(0, 1 - misses / chains) }
+  const stallsByReason = Object.fromEntries(
+    STALL_REASONS.map((reason) => [
+      reason,
+      pairs.reduce((count, pair) => count + pair.doctor.stalls[reason], 0),
+    ]),
+  ) as Record<StallReason, number>
+  return { ...stats, stallsByReason, hitRate: chains === 0 ? 0 : Math.max(0, 1 - misses / chains) }
 }
 
 function counted(pair: NetPair): Partial<Counted> {
@@ -71,8 +85,10 @@ function counted(pair: NetPair): Partial<Counted> {
     kicks,
     calls,
     chains,
-    stalls: pair.stalls,
+    stalls: Object.values(pair.doctor.stalls).reduce((total, count) => total + count, 0),
+    healed: pair.doctor.healed,
     dropped: pair.dropped,
+    purges: pair.purges,
     unknownMessages: pair.channel?.unknownMessages ?? 0,
   }
 }

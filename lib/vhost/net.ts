@@ -35,9 +35,12 @@ import type { StallReport } from './stall'
 import type { Tap } from './tap'
 import { VhostDevice } from './vhost-device'
 import type { QueueState } from './vring'
+import { systemClock } from './watchdog'
+import type { Clock } from './watchdog'
 
 export type { QueueState } from './vring'
-export type { StallReport } from './stall'
+export type { StallReason, StallReport } from './stall'
+export type { Clock } from './watchdog'
 export type { VhostNetStats } from './net-stats'
 
 /** Called once for each pair, with its index, when the device is opened. */
@@ -72,7 +75,12 @@ export interface VhostNetOptions {
   readonly channel?: ChannelDecorator
   /** Makes the miss handler of each pair: one that is recorded. */
   readonly handler?: HandlerMaker
+  /** Milliseconds between looks at rings that owe work and do not move: 1000 by default, 0 is off. */
+  readonly watchdog?: number
+  readonly clock?: Clock
 }
+
+const WATCHDOG_MILLISECONDS = 1000
 
 type Listener<T> = (value: T) => void
 
@@ -90,6 +98,10 @@ export class VhostNet implements NetDevice, Disposable {
   readonly #faults = new Set<Listener<UnansweredMiss>>()
   readonly #memory: GuestMemory
   #log: DirtyLog | undefined
+  readonly #failures = new Set<Listener<Error>>()
+  readonly #clock: Clock
+  readonly #period: number
+  #watchdog: Disposable | undefined
   #acknowledged: bigint | undefined
   #started = false
   #closed = false
@@ -99,6 +111,8 @@ export class VhostNet implements NetDevice, Disposable {
     this.#taps = opened.taps
     this.#holds = opened.holds
     this.#devices = opened.devices
+    this.#clock = options.clock ?? systemClock
+    this.#period = options.watchdog ?? WATCHDOG_MILLISECONDS
     this.requester = options.requester ?? options.addressSpace?.requester
     this.features = offered(options.addressSpace !== undefined, opened.devices, opened.taps)
     const pairs: NetPair[] = []
@@ -116,7 +130,7 @@ export class VhostNet implements NetDevice, Disposable {
   /**
    * @throws SystemError as `VhostDevice.open`; ENOTSUP where an address space is given and the
    *   kernel has no IOTLB
-   * @throws RangeError for more pairs than the backend has queues
+   * @throws RangeError for more pairs than the backend has queues, a period that is no time
    * @throws InvalidState ERR_IN_USE for a tap that another device has, ERR_UNSUPPORTED where the
    *   module was loaded with experimental_zcopytx=1
    */
@@ -127,6 +141,8 @@ export class VhostNet implements NetDevice, Disposable {
     if (!Number.isInteger(count) || count < 1 || count > available.length) {
       throw new RangeError(`1 to ${available.length} pairs for this backend: ${count}`)
     }
+    const { watchdog = 0 } = options
+    if (!(watchdog >= 0)) throw new RangeError(`a watchdog looks every so often: ${watchdog} ms`)
     if (options.addressSpace !== undefined) refuseZeroCopy()
     const undo: Disposable[] = []
     try {
@@ -215,6 +231,7 @@ export class VhostNet implements NetDevice, Disposable {
     try {
       for (const pair of mine) pair.start()
       this.#started = true
+      this.#watch()
     } catch (error) {
       for (const pair of mine) pair.stop()
       throw error
@@ -224,6 +241,7 @@ export class VhostNet implements NetDevice, Disposable {
   /** When it returns, the kernel uses neither rings nor buffers. `start()` goes on from there. */
   stop(): void {
     this.#started = false
+    this.#unwatch()
     for (const pair of this.#pairs) pair.stop()
   }
 
@@ -278,21 +296,32 @@ export class VhostNet implements NetDevice, Disposable {
     return added(listeners, listener)
   }
 
-  /** Called after a queue ticked its error eventfd, and what could be mended was. */
+  /** Called for a queue that stood still, after what could be mended was. */
   onStall(listener: Listener<StallReport>): Disposable {
     return added(this.#stalls, listener)
   }
 
-  /** Called with the queue that ticked its error eventfd, where nothing could be mended. */
+  /**
+   * Called with a queue that ticked its error eventfd or lost its backend, where nothing could be
+   * mended.
+   */
   onError(listener: Listener<number>): Disposable {
-    return this.onStall(({ queue, repaired }) => {
-      if (repaired === 0) listener(queue)
+    return this.onStall(({ queue, noticed, reason, healed }) => {
+      if (!healed && (noticed === 'error' || reason === 'backend-gone')) listener(queue)
     })
   }
 
   /** Called for each miss that the address space refuses. */
   onFault(listener: Listener<UnansweredMiss>): Disposable {
     return added(this.#faults, listener)
+  }
+
+  /**
+   * Called with what the kernel refused while misses were answered. The loop goes on: a miss that
+   * was left is answered later. Without a listener the error is thrown in a turn of its own.
+   */
+  onFailure(listener: Listener<Error>): Disposable {
+    return added(this.#failures, listener)
   }
 
   /** Started, it keeps the event loop alive, unless this was called. */
@@ -318,6 +347,7 @@ export class VhostNet implements NetDevice, Disposable {
     if (this.#closed) return
     this.#closed = true
     this.#started = false
+    this.#unwatch()
     try {
       this.#log?.close()
       for (const pair of this.#pairs) pair.close()
@@ -378,8 +408,32 @@ export class VhostNet implements NetDevice, Disposable {
         return channel?.(watched, index) ?? watched
       },
       handle: (made) => handler?.(made, index) ?? new MissHandler(made),
+      clock: this.#clock,
+      backend: () => this.#tap(index).state,
+      onFailure: this.#fail,
       policy: { reply, lookAhead, split, fault, paranoid },
     }
+  }
+
+  readonly #fail = (error: unknown): void => {
+    const reason = error instanceof Error ? error : new Error(String(error))
+    for (const listener of this.#failures) listener(reason)
+    if (this.#failures.size > 0) return
+    queueMicrotask(() => {
+      throw reason
+    })
+  }
+
+  #watch(): void {
+    if (this.#period === 0) return
+    this.#watchdog = this.#clock.every(this.#period, () => {
+      for (const pair of this.#pairs) pair.doctor.look()
+    })
+  }
+
+  #unwatch(): void {
+    this.#watchdog?.[Symbol.dispose]()
+    this.#watchdog = undefined
   }
 
   #tap(pair: number): Tap {

@@ -139,6 +139,22 @@ export class Tap implements Disposable {
     return this.#queues
   }
 
+  /**
+   * Whether frames can come and go. gone: the interface was deleted, and its descriptors are good
+   * for nothing any more. One that was moved to another network namespace counts as up.
+   */
+  get state(): 'up' | 'down' | 'gone' {
+    const { request, size } = IOCTLS.TUNGETIFF
+    const argument = new Uint8Array(STRUCTS.ifreq_flags.bytes)
+    if (native().ioctl(this.#queues[0], request, argument, size) < 0) return 'gone'
+    try {
+      return isUp(this.name) ? 'up' : 'down'
+    } catch (error) {
+      if (error instanceof SystemError && error.code === 'ENODEV') return 'up'
+      throw error
+    }
+  }
+
   get up(): boolean {
     return isUp(this.name)
   }

@@ -13,7 +13,7 @@ import { native } from '../native'
 import type { Descriptor, Poller } from '../native'
 import { DmaWindow } from '../virtio/dma-view'
 import type { DmaView } from '../virtio/dma-view'
-import { RING_ALIGNMENT, USED, ringLayout } from '../virtio/ring-layout'
+import { AVAIL, RING_ALIGNMENT, USED, ringLayout } from '../virtio/ring-layout'
 import type { RingAddresses } from '../virtio/ring-layout'
 import type { RingEvents } from './vhost-device'
 import { watch } from './watch'
@@ -55,6 +55,7 @@ export class Vring {
   readonly #counter = new Uint8Array(8)
   #ring: RingAddresses | undefined
   #used: DmaWindow | undefined
+  #avail: DmaWindow | undefined
   #usedIndex = -1
   #pollers: Poller[] = []
 
@@ -123,6 +124,7 @@ export class Vring {
   /** Starts to count chains, through the eyes of the device. */
   observe(view: DmaView): void {
     this.#used = new DmaWindow(view)
+    this.#avail = new DmaWindow(view)
     this.#usedIndex = this.usedIndex()
   }
 
@@ -131,6 +133,14 @@ export class Vring {
     const at = this.#reachUsed(USED.idx, READ)
     const region = this.#used?.region
     return at < 0 || region === undefined ? -1 : Atomics.load(region.u16, at / 2)
+  }
+
+  /** What the driver has offered, as a free-running index; -1 where the ring can't be read. */
+  availIndex(): number {
+    if (this.#avail === undefined || this.#ring === undefined) return -1
+    const { avail } = this.#ring
+    const at = this.#avail.reach(Number(avail >> 12n), Number(avail & 0xfffn) + AVAIL.idx, READ)
+    return at < 0 ? -1 : Atomics.load(this.#avail.region.u16, at / 2)
   }
 
   /**

@@ -18,6 +18,15 @@ describe('threads', () => {
   })
 })
 
+it(`four threads share objects and use them in ${RUNS} random steps each, six times`, async () => {
+  const { status, signal, output, errors } = await run('orders.mjs', [`${RUNS}`, `${SEED}`, '4'])
+  expect({ status, signal, errors }).toEqual({ status: 0, signal: null, errors: '' })
+  const { done, refused, thrown, terminated } = JSON.parse(output) as Record<string, number>
+  expect(terminated).toBe(8)
+  // Of what was not cut short: each kind of answer came often.
+  for (const count of [done, refused, thrown]) expect(count).toBeGreaterThan(RUNS)
+})
+
 describe('the end of a process with everything open', () => {
   const ends = [
     ['natural', 0],

@@ -26,6 +26,7 @@ const step = fc.oneof(
   { weight: 1, arbitrary: fc.record({ do: fc.constant('preload' as const), page, pages }) },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('prefetch' as const), page }) },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('repair' as const), page }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('renew' as const), page }) },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('retry' as const) }) },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('lost' as const) }) },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('flush' as const) }) },
@@ -61,6 +62,9 @@ function act({ space, vhost, handler }: Recording, step: Step): void {
       break
     case 'repair':
       handler.repair(first, READWRITE)
+      break
+    case 'renew':
+      handler.renew(first, READWRITE)
       break
     case 'retry':
       handler.retry()

@@ -5,6 +5,7 @@ import { GuestMemory } from '../../lib/memory/guest-memory'
 import { FakeAddressSpace } from '../../lib/testing/fake-address-space'
 import { FakeVhost } from '../../lib/testing/fake-channel'
 import { examine, headsUpTo } from '../../lib/vhost/stall'
+import type { Finding, Standing } from '../../lib/vhost/stall'
 import { Vring } from '../../lib/vhost/vring'
 import { translatedView } from '../../lib/virtio/dma-view'
 import type { DmaView } from '../../lib/virtio/dma-view'
@@ -62,31 +63,77 @@ function offer(...pages: readonly (readonly [page: number, writable: boolean])[]
   queue.publish()
 }
 
-describe('examine', () => {
-  const found = (): ReturnType<typeof examine> => examine(vring, 6, 0, view, handler)
+/** As the ring with this index of its pair; 1 sends. */
+function ringOf(index: 0 | 1): void {
+  vring.close()
+  vring = new Vring(index)
+  vring.configure(RING)
+}
 
-  test('a ring with nothing wrong', () => {
+function found(how: Partial<Standing> = {}): Finding | undefined {
+  return examine({
+    vring,
+    queue: 6,
+    availIndex: 0,
+    view,
+    handler,
+    noticed: 'error',
+    baffled: 0,
+    ...how,
+  })
+}
+
+describe('a ring that ticked its error eventfd', () => {
+  test('with nothing wrong: what it stopped for is in place by now, so it is kicked', () => {
     buffer(0, 1, 1)
     offer([0, false])
-    expect(found()).toEqual({ queue: 6, availIndex: 0, head: 0, repaired: 0, refused: [] })
+    expect(found()).toEqual({
+      queue: 6,
+      reason: 'lost-kick',
+      noticed: 'error',
+      availIndex: 0,
+      head: 0,
+      repaired: 0,
+      healed: true,
+      refused: [],
+    })
   })
 
-  test('repairs what the tables grant by now, in every chain that is offered', () => {
+  test('permission: repairs what the tables grant by now, in every chain that is offered', () => {
     buffer(0, 1, 1)
     buffer(1, 1, 3)
     buffer(2, 2, 3)
     offer([0, false], [1, true])
     offer([2, false])
-    expect(found()).toMatchObject({ repaired: 2, refused: [] })
+    expect(found()).toMatchObject({ reason: 'permission', repaired: 2, healed: true, refused: [] })
     expect([1, 2].map((page) => handler.shadow.granted(BUFFER + page))).toEqual([3, 3])
     expect(found()).toMatchObject({ repaired: 0 })
   })
 
-  test('reports what they refuse', () => {
+  test('fault: reports what they refuse', () => {
     buffer(0, 1, 1)
     buffer(1, 1, 0)
     offer([0, true], [1, true])
-    expect(found()).toMatchObject({ repaired: 0, refused: [0x10000n, 0x11000n] })
+    expect(found()).toMatchObject({
+      reason: 'fault',
+      repaired: 0,
+      healed: false,
+      refused: [0x10000n, 0x11000n],
+    })
+  })
+
+  test('stale-entry: ticks again although all is granted, so what it holds is replaced, once', () => {
+    buffer(0, 1, 1)
+    offer([0, false])
+    // What somebody else put there before: the older entry wins (K3).
+    channel.invalidatePages(BUFFER, BUFFER)
+    channel.updatePages(BUFFER, BUFFER, 0x99, 2)
+    const before = handler.stats().updates
+    expect(found({ baffled: 1 })).toMatchObject({ reason: 'stale-entry', healed: true })
+    expect(handler.stats().updates - before).toBe(4)
+    const held = channel.entries.filter(({ iova }) => iova.first === 0x10000n)
+    expect(held).toMatchObject([{ access: 'read', hva: memory.hva(0x10000) }])
+    expect(found({ baffled: 2 })).toMatchObject({ reason: 'lost-kick', healed: false })
   })
 
   test('leaves alone what the device does not hold: it asks for that itself', () => {
@@ -100,7 +147,7 @@ describe('examine', () => {
     space.invalidatePages(3, 3)
     handler.preload(3, 3, 1)
     space.mapPages(3, 3, 3, 3)
-    expect(found()).toMatchObject({ repaired: 1 })
+    expect(found()).toMatchObject({ reason: 'permission', repaired: 1 })
     expect(handler.shadow.granted(3)).toBe(3)
   })
 
@@ -108,19 +155,41 @@ describe('examine', () => {
     buffer(0, 1, 3)
     offer([0, true])
     offer([1, false])
-    expect(examine(vring, 0, 1, view, handler)).toMatchObject({ availIndex: 1, repaired: 0 })
+    expect(found({ availIndex: 1 })).toMatchObject({ availIndex: 1, repaired: 0 })
   })
 
-  test('names what is wrong with the first chain', () => {
+  test('bad-descriptor: names what is wrong with the first chain', () => {
     buffer(0, 1, 1)
     offer([0, false])
     memory.setU16(0x2004, 99)
-    expect(found()).toMatchObject({ chain: 'head', repaired: 0 })
+    expect(found()).toMatchObject({ reason: 'bad-descriptor', chain: 'head', healed: false })
   })
 
-  test('believes no ring that offers more than it holds', () => {
+  test('bad-descriptor: believes no ring that offers more than it holds', () => {
     memory.setU16(0x2002, 5000)
-    expect(found()).toMatchObject({ repaired: 0, refused: [] })
+    expect(found()).toMatchObject({ reason: 'bad-descriptor', repaired: 0, refused: [] })
+  })
+
+  test('fault: an indirect table that is not mapped', () => {
+    memory.setU64(0x1000, 0x50000n)
+    memory.setU32(0x1008, 16)
+    memory.setU16(0x100c, 4)
+    memory.setU16(0x2002, 1)
+    expect(found()).toMatchObject({ reason: 'fault', chain: 'unmapped', refused: [0x50000n] })
+  })
+
+  test('permission: every page of an indirect table, and none of a chain that has none', () => {
+    buffer(0, 2, 3)
+    buffer(1, 2, 3)
+    memory.setU64(0x1000, 0x10ff0n)
+    memory.setU32(0x1008, 32)
+    memory.setU16(0x100c, 4)
+    memory.setU16(0x2002, 1)
+    for (const at of [0x10ff0, 0x11000]) {
+      memory.setU64(at, 0x10000n)
+      memory.setU32(at + 8, 16)
+    }
+    expect(found()).toMatchObject({ reason: 'permission', repaired: 2 })
   })
 
   test('looks at no more pages than it has to, whatever a chain says', () => {
@@ -132,17 +201,70 @@ describe('examine', () => {
       memory.setU16(0x2004 + 2 * i, i)
     }
     memory.setU16(0x2002, 16)
-    expect(found().refused.length).toBeLessThanOrEqual(16)
+    expect(found()?.refused.length).toBeLessThanOrEqual(16)
   })
 
   test('without an IOTLB there is nothing to repair', () => {
     offer([0, false])
-    expect(examine(vring, 0, 0, view, undefined)).toMatchObject({ repaired: 0, refused: [] })
+    expect(found({ handler: undefined })).toMatchObject({ repaired: 0, refused: [] })
   })
 
   test('a ring without addresses is empty', () => {
     vring.forget()
-    expect(found()).toEqual({ queue: 6, availIndex: 0, repaired: 0, refused: [] })
+    expect(found()).toBeUndefined()
+  })
+})
+
+describe('a ring that stands still, and says nothing', () => {
+  const silent = (): Finding | undefined => found({ noticed: 'watchdog' })
+
+  test('unanswered-miss: a page of a ring that sends is granted, asked for or not', () => {
+    ringOf(1)
+    space.mapPages(BUFFER, BUFFER, BUFFER, 1)
+    offer([0, false])
+    expect(silent()).toMatchObject({ reason: 'unanswered-miss', repaired: 1, healed: true })
+    expect(handler.shadow.granted(BUFFER)).toBe(1)
+  })
+
+  test('fault: a page that the tables refuse, and none of it is recorded again', () => {
+    ringOf(1)
+    offer([0, false])
+    expect(silent()).toMatchObject({ reason: 'fault', healed: false, refused: [0x10000n] })
+    expect(space.faults).toEqual([])
+  })
+
+  test('lost-kick: all is in place, and it does not move', () => {
+    ringOf(1)
+    buffer(0, 1, 1)
+    offer([0, false])
+    expect(silent()).toMatchObject({ reason: 'lost-kick', healed: true })
+  })
+
+  test('bad-descriptor: everything was taken, and something never completed', () => {
+    ringOf(1)
+    offer([0, false])
+    expect(found({ noticed: 'watchdog', availIndex: 1 })).toMatchObject({
+      reason: 'bad-descriptor',
+      healed: false,
+    })
+  })
+
+  test('a ring that receives may be idle: buffers that nobody asked for are no stall', () => {
+    space.mapPages(BUFFER, BUFFER, BUFFER, 2)
+    offer([0, true])
+    expect(silent()).toBeUndefined()
+    expect(handler.shadow.granted(BUFFER)).toBe(0)
+  })
+
+  test('unanswered-miss: it receives, asked, and the page was mapped since without a word', () => {
+    offer([0, true])
+    channel.access(0x10000n, 'write')
+    channel.settle()
+    expect(handler.waits(BUFFER)).toBe(true)
+    expect(silent()).toMatchObject({ reason: 'fault', refused: [0x10000n] })
+    space.mapPages(BUFFER, BUFFER, BUFFER, 2)
+    expect(silent()).toMatchObject({ reason: 'unanswered-miss', repaired: 1 })
+    expect([handler.waits(BUFFER), channel.pending]).toEqual([false, 0])
   })
 })
 

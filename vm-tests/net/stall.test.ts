@@ -21,8 +21,10 @@ describe('a page that the device holds with too little permission', () => {
     await rig.settle()
     expect(rig.completed).toEqual([1, 1])
     expect(rig.bytes(0).subarray(12, 212)).toEqual(frame(2, 200, 'host'))
-    expect(reports).toMatchObject([{ queue: RX, availIndex: 0, head: 0, repaired: 1, refused: [] }])
-    expect(rig.nic.stats()).toMatchObject({ stalls: 1, repairs: 1 })
+    expect(reports).toMatchObject([
+      { queue: RX, reason: 'permission', noticed: 'error', availIndex: 0, head: 0, repaired: 1 },
+    ])
+    expect(rig.nic.stats()).toMatchObject({ stalls: 1, healed: 1, repairs: 1 })
   })
 
   test('is reported where they do not, and asked for no more', async () => {
@@ -38,7 +40,7 @@ describe('a page that the device holds with too little permission', () => {
     await rig.packets.send(frame(2, 200, 'host'))
     await rig.settle()
     expect(rig.completed).toEqual([0, 1])
-    expect(reports).toMatchObject([{ queue: RX, repaired: 0, refused: [iova] }])
+    expect(reports).toMatchObject([{ queue: RX, reason: 'fault', repaired: 0, refused: [iova] }])
     expect(errors).toEqual([RX])
     expect(rig.bytes(0).subarray(12, 112)).toEqual(frame(1, 100))
   })

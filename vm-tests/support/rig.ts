@@ -6,9 +6,9 @@
  */
 import { openSync } from 'node:fs'
 import { constants } from 'node:fs'
-import { setImmediate as turn } from 'node:timers/promises'
+import { setTimeout as pause, setImmediate as turn } from 'node:timers/promises'
 import { MiB, PAGE_SIZE } from '../../lib/address'
-import type { Access, Gpa, Iova } from '../../lib/address'
+import type { Access, AccessBits, Gpa, Iova } from '../../lib/address'
 import { IntelIommuDriver } from '../../lib/guest/intel-iommu-driver'
 import type { IntelIommuDriverOptions } from '../../lib/guest/intel-iommu-driver'
 import { IntelIommu } from '../../lib/iommu/intel/intel-iommu'
@@ -17,6 +17,7 @@ import { GuestMemory } from '../../lib/memory/guest-memory'
 import { native } from '../../lib/native'
 import type { Descriptor } from '../../lib/native'
 import { FakeAddressSpace } from '../../lib/testing/fake-address-space'
+import { KernelChannel } from '../../lib/vhost/kernel-channel'
 import { IOCTLS, STRUCTS, encodeStruct } from '../../lib/vhost/uapi'
 import { VhostNet } from '../../lib/vhost/net'
 import type { VhostNetOptions } from '../../lib/vhost/net'
@@ -208,6 +209,32 @@ export class Rig<G extends Guest> implements AsyncDisposable {
     this.nic.offering(queue, this.#offered[queue] & 0xffff)
     this.#queues[queue].publish()
     this.nic.kick(queue)
+  }
+
+  /** Offers one descriptor, and tells nobody. */
+  offerSilently(queue: number, iova: bigint, length: number, writable = queue === RX): void {
+    if (!this.#queues[queue].add([{ address: iova, length, writable }], 0)) throw new Error('full')
+    this.#offered[queue]++
+    this.#queues[queue].publish()
+  }
+
+  /** Waits, with `settle()`, for what somebody else does in his own time. @throws Error if not */
+  async until(done: () => boolean, within = 20_000): Promise<void> {
+    const end = Date.now() + within
+    while (!done()) {
+      if (Date.now() > end) throw new Error(`not within ${within} ms: ${done.toString()}`)
+      await pause(2)
+      await this.settle()
+    }
+  }
+
+  /** A grant to the device behind the back of everybody, as one more writer of the same file. */
+  grantBehind(iova: bigint, page: number, access: AccessBits): void {
+    const pin = this.memory.pin(this, this.#descriptor)
+    const channel = new KernelChannel({ descriptor: this.#descriptor, version: 2 })
+    const hvaPage = Number(this.memory.hva(this.gpa(page)) >> 12n)
+    channel.updatePages(Number(iova >> 12n), Number(iova >> 12n), hvaPage, access)
+    pin[Symbol.dispose]()
   }
 
   /** Lets the descriptor that names an address name another one. It must be waiting, not at work. */
