@@ -152,6 +152,7 @@ const shaped = {
   duplicate: [likely(fc.nat(40))],
   eventfd: [likely(fc.nat())],
   hold: [descriptors, likely(fc.constantFrom(memory, gone))],
+  letGo: [descriptors, likely(fc.constantFrom(memory, gone))],
   ioctl: [
     descriptors,
     likely(requests),

@@ -43,6 +43,7 @@ function wander({ steps, seed, memories, descriptors: shared }) {
     () => keep(mappings, native.mapMemory(PAGE * (1 + random(4)), 0)),
     () => keep(mappings, native.openMapping(random(2) === 0 ? pick(memories) : pick(mappings).id)),
     () => native.hold(pick(descriptors), pick(mappings)),
+    () => native.letGo(pick(descriptors), pick(mappings)),
     () =>
       keep(
         pollers,
