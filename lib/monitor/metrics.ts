@@ -12,8 +12,10 @@ import type { DeviceSample, MonitorSample } from './monitor'
 
 type Prometheus = typeof import('prom-client')
 
+type StatName = Exclude<keyof VhostNetStats, 'stallsByReason'>
+
 /** Counters of a device, and what Prometheus is told of each. */
-const COUNTERS: Readonly<Partial<Record<keyof VhostNetStats, string>>> = {
+const COUNTERS: Readonly<Partial<Record<StatName, string>>> = {
   misses: 'MISS messages read',
   coalesced: 'Misses that needed no UPDATE of their own',
   updates: 'UPDATE messages written',
@@ -32,7 +34,7 @@ const COUNTERS: Readonly<Partial<Record<keyof VhostNetStats, string>>> = {
   stalls: 'Times that a queue stopped without a miss',
   dropped: 'Chains completed empty by the fault policy',
 }
-const GAUGES: Readonly<Partial<Record<keyof VhostNetStats, string>>> = {
+const GAUGES: Readonly<Partial<Record<StatName, string>>> = {
   entries: 'Entries that the kernel holds',
   unanswered: 'Misses that wait for a mapping',
 }
@@ -49,18 +51,11 @@ export async function metricsText(
       registers: [registry],
     })
     for (const { name: device, stats } of sample.devices) {
-      counter.inc({ device }, stats[name as keyof VhostNetStats])
+      counter.inc({ device }, stats[name as StatName])
     }
   }
   for (const [name, help] of Object.entries(GAUGES)) {
-    gauge(
-      prometheus,
-      registry,
-      name,
-      help,
-      sample,
-      ({ stats }) => stats[name as keyof VhostNetStats],
-    )
+    gauge(prometheus, registry, name, help, sample, ({ stats }) => stats[name as StatName])
   }
   const mapped = 'Bytes that the device can reach'
   gauge(prometheus, registry, 'mapped_bytes', mapped, sample, ({ bytesMapped }) => bytesMapped)
