@@ -24,11 +24,12 @@ export interface DmaPool {
 }
 
 export interface GuestDma {
-  /**
-   * With `'off'`, `'passthrough'` and `'static'` the device reaches all of memory at its gpas, and a
-   * network driver does not map its buffers one by one.
-   */
   readonly mode: Mapping
+  /**
+   * The device reaches all of memory at its gpas for as long as this is enabled, and nobody counts
+   * what is mapped: a driver need not map its buffers one by one.
+   */
+  readonly permanent?: boolean
   /** Before the first mapping, and before the device starts. */
   enable(): void
   /** After the device has stopped. Every mapping is gone when it returns. */
@@ -53,6 +54,7 @@ export interface GuestDma {
 /** Mode off: the device uses gpas. */
 export const physicalDma: GuestDma = {
   mode: 'off',
+  permanent: true,
   enable: () => undefined,
   disable: () => undefined,
   mapPages: (gpaPage) => gpaPage,

@@ -63,6 +63,7 @@ class FlushQueue {
 
 export class IntelIommuDriver implements GuestDma, Disposable {
   readonly mode: Mapping
+  readonly permanent: boolean
   readonly #iommu: DrivenIommu
   readonly #memory: GuestMemory
   readonly #pages: PageAllocator
@@ -84,6 +85,7 @@ export class IntelIommuDriver implements GuestDma, Disposable {
 
   constructor(iommu: DrivenIommu, memory: GuestMemory, options: IntelIommuDriverOptions) {
     this.mode = options.mode
+    this.permanent = options.mode !== 'strict' && options.mode !== 'lazy'
     this.#iommu = iommu
     this.#memory = memory
     this.#options = options

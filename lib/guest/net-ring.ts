@@ -102,7 +102,7 @@ export class BufferPool {
   readonly u32: Uint32Array
   /** Byte of `u8` at which buffer 0 begins. */
   readonly base: number
-  /** The device reaches them at all times, at their gpas: `map` and `unmap` have nothing to do. */
+  /** As `GuestDma.permanent`: `map` and `unmap` have nothing to do. */
   readonly permanent: boolean
   closed = false
   readonly #firstPage: number
@@ -113,7 +113,7 @@ export class BufferPool {
   /** @throws InvalidState ERR_EXHAUSTED */
   constructor({ memory, pages, dma }: Surroundings, count: number) {
     this.count = count
-    this.permanent = dma.mode !== 'strict' && dma.mode !== 'lazy'
+    this.permanent = dma.permanent === true
     this.#firstPage = pages.allocate(count)
     const region = memory.find(this.#firstPage * PAGE_SIZE)
     if (region === undefined) throw new RangeError(`page ${this.#firstPage} is not memory`)
