@@ -120,7 +120,7 @@ export type { DmaPool, GuestDma } from './guest/dma'
 
 export { Recorder, recorded } from './trace/recorder'
 export type { RecordedPort, RecordingOptions } from './trace/recorder'
-export type { RecordedDeviceOptions } from './trace/recorded-device'
+export type { RecordableDevice, RecordedDeviceOptions } from './trace/recorded-device'
 export { TraceWriter, readTrace, traceFile } from './trace/codec'
 export type { Trace, TraceHeader } from './trace/codec'
 export type { EventKind, TraceClock, TraceEvent, TraceSink } from './trace/event'

@@ -69,7 +69,7 @@ export const EVENTS = {
   /** The reply policy asks for neighbours: `up` 1 above, 0 below; at most `most` pages. */
   grow: { code: 18, role: 'answer', fields: { device: n, up: n, most: n } },
 
-  /** A table entry that the walk in progress read. */
+  /** Eight bytes that the IOMMU read: a table entry, or another word that has changed. */
   entry: { code: 19, role: 'note', fields: { gpa: n, value: 'word' } },
   /** A register write of the guest. */
   register: { code: 20, role: 'note', fields: { offset: n, size: n, value: 'word' } },

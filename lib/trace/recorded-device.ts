@@ -26,6 +26,9 @@ export interface RecordedDeviceOptions {
   readonly frameBytes?: number
 }
 
+/** What can be recorded; a device behind a transport may be able to take one queue back. */
+export type RecordableDevice = NetDevice & { resetQueue?(index: number): void }
+
 interface Surroundings extends RecordedDeviceOptions {
   readonly sink: TraceSink
   readonly clock: TraceClock
@@ -40,13 +43,14 @@ const NUM_BUFFERS = 10
 
 export class RecordedDevice implements NetDevice {
   readonly offering?: (index: number, availIndex: number) => void
-  readonly #nic: NetDevice
+  readonly resetQueue?: (index: number) => void
+  readonly #nic: RecordableDevice
   readonly #around: Surroundings
   readonly #idOf: (pair: number) => number
   readonly #rings = new Map<number, RingWatch>()
   #acknowledged = 0n
 
-  constructor(nic: NetDevice, around: Surroundings, idOf: (pair: number) => number) {
+  constructor(nic: RecordableDevice, around: Surroundings, idOf: (pair: number) => number) {
     this.#nic = nic
     this.#around = around
     this.#idOf = idOf
@@ -54,6 +58,12 @@ export class RecordedDevice implements NetDevice {
       this.offering = (index, availIndex) => {
         this.#rings.get(index)?.offered(availIndex)
         nic.offering?.(index, availIndex)
+      }
+    }
+    if (nic.resetQueue !== undefined) {
+      this.resetQueue = (index) => {
+        nic.resetQueue?.(index)
+        this.#rings.delete(index)
       }
     }
   }

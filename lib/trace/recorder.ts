@@ -10,7 +10,7 @@
 import { accessBits, pageOf } from '../address'
 import type { Access, AccessBits, Hva, Iova, Range } from '../address'
 import type { MmioDevice, Requester } from '../iommu/iommu'
-import type { TableMemory, TableRegion } from '../iommu/table-memory'
+import type { TableMemory } from '../iommu/table-memory'
 import type { IotlbChannel, Miss } from '../iotlb/channel'
 import { MissHandler } from '../iotlb/miss-handler'
 import type { MissHandlerOptions } from '../iotlb/miss-handler'
@@ -25,11 +25,10 @@ import type {
   PageTranslation,
   Translation,
 } from '../memory/address-space'
-import type { NetDevice } from '../virtio/net-device'
 import { SOURCES, traceClock } from './event'
 import type { TraceClock, TraceSink } from './event'
 import { RecordedDevice } from './recorded-device'
-import type { RecordedDeviceOptions } from './recorded-device'
+import type { RecordableDevice, RecordedDeviceOptions } from './recorded-device'
 
 export const FLAG = { paranoid: 1, split: 2 } as const
 /** Where the address space does not say whose it is. */
@@ -87,15 +86,26 @@ export class Recorder {
   }
 
   /**
-   * Guest memory as an IOMMU's walker sees it: writes down each entry that a walk for a device
-   * reads. A region of it ends with the entry, so that the walker asks again for the next one.
+   * Guest memory as an IOMMU sees it: writes down each entry that it reads in a walk for a device.
+   * A region of it ends with the entry, so that the walker asks again for the next one. What is read
+   * outside of those (the invalidation queue, a walk of the library's own) is written down where it
+   * is another value than before: a unit may keep what it worked out of an entry that is the same.
    */
   tables(memory: TableMemory): TableMemory {
+    const known = new Map<number, bigint>()
     return {
       find: (at) => {
         const region = memory.find(at)
-        if (region === undefined || this.#walking === 0) return region
-        return this.#entry(region, at - (at % 8))
+        if (region === undefined) return undefined
+        const gpa = at - (at % 8)
+        const word = (gpa - region.start) / 4
+        const [low, high] = [region.u32[word], region.u32[word + 1]]
+        const value = (BigInt(high) << 32n) | BigInt(low)
+        if (this.#walking === 0 && known.get(gpa) === value) return region
+        known.set(gpa, value)
+        this.#sink({ kind: 'entry', at: this.clock(), gpa, value })
+        if (this.#walking === 0) return region
+        return { start: gpa, end: gpa + 8, u32: region.u32.subarray(word) }
       },
     }
   }
@@ -108,13 +118,6 @@ export class Recorder {
     } finally {
       this.#walking--
     }
-  }
-
-  #entry(region: TableRegion, gpa: number): TableRegion {
-    const u32 = region.u32.subarray((gpa - region.start) / 4)
-    const value = (BigInt(u32[1]) << 32n) | BigInt(u32[0])
-    this.#sink({ kind: 'entry', at: this.clock(), gpa, value })
-    return { start: gpa, end: gpa + 8, u32 }
   }
 }
 
@@ -135,7 +138,7 @@ export class RecordedPort {
   readonly options = { handler: this.handler } as const
 
   /** Rings, kicks, calls, chains, and frames where they are wanted. */
-  device(nic: NetDevice, options: RecordedDeviceOptions): NetDevice {
+  device(nic: RecordableDevice, options: RecordedDeviceOptions): RecordableDevice {
     return new RecordedDevice(
       nic,
       { ...options, sink: this.sink, clock: this.recorder.clock },

@@ -1,4 +1,5 @@
 /** What the kernel was asked and told, run again from a trace of it. */
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { describe, expect, test } from 'vitest'
 import { MiB } from '../../lib/address'
 import { NetDriver } from '../../lib/guest/net-driver'
@@ -15,10 +16,16 @@ import { quietTap } from '../support/quiet-tap'
 import { REQUESTER } from '../support/station'
 
 const FRAMES = 24
+const NAMES = ['miss', 'update', 'invalidate'] as const
 
 /** Frames out of and into a recorded device. */
 async function run(mapping: 'strict' | 'lazy', lookAhead: LookAheadMode): Promise<TraceEvent[]> {
   const events: TraceEvent[] = []
+  const published = { miss: 0, update: 0, invalidate: 0 }
+  const count = (_message: unknown, name: string | symbol): void => {
+    published[String(name).replace('vhost-iotlb:', '') as keyof typeof published]++
+  }
+  for (const name of NAMES) subscribe(`vhost-iotlb:${name}`, count)
   const recorder = new Recorder((event) => events.push(event))
   const port = recorder.port()
   using tap = quietTap()
@@ -38,6 +45,9 @@ async function run(mapping: 'strict' | 'lazy', lookAhead: LookAheadMode): Promis
   let came = 0
   for await (const bytes of driver.frames()) if (bytes.length > 0 && ++came === FRAMES) break
   await driver.flush()
+  for (const name of NAMES) unsubscribe(`vhost-iotlb:${name}`, count)
+  const { misses, updates, invalidates } = nic.stats()
+  expect(published).toEqual({ miss: misses, update: updates, invalidate: invalidates })
   const seen = events.filter((event) => event.kind === 'frame' && event.queue === 1)
   expect(
     seen.map((event) => (event.kind === 'frame' ? Buffer.from(event.bytes) : undefined)),
