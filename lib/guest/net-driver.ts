@@ -105,7 +105,7 @@ export class NetDriver implements Disposable {
 
   /**
    * Negotiates, maps, fills the receiving ring, starts the device.
-   * @param options.signal closes the driver when it is aborted, whatever goes on then
+   * When the signal is aborted later on, the driver closes, whatever goes on then.
    * @throws InvalidState ERR_ALREADY_STARTED, ERR_CLOSED, ERR_UNSUPPORTED by device or IOMMU,
    *   ERR_EXHAUSTED without enough guest memory; the signal's reason when it is aborted already
    */
