@@ -250,8 +250,11 @@ export class NetDriver implements Disposable {
     if (this.#state === 'closed') return
     const running = this.#state !== 'new'
     this.#state = 'closed'
-    if (running) this.#stop()
-    this.#release(this.#failure)
+    try {
+      if (running) this.#stop()
+    } finally {
+      this.#release(this.#failure)
+    }
   }
 
   [shown](depth: number, options: InspectOptions): string {
@@ -319,14 +322,22 @@ export class NetDriver implements Disposable {
     }
   }
 
+  /** Every step is taken, also after one that failed: a guest may have written over its tables. */
   #stop(): void {
-    try {
-      this.#nic.stop()
-    } finally {
-      for (const pair of this.#pairs) pair.close()
-      this.#dma.disable()
-      for (const disposable of this.#disposables.splice(0)) disposable[Symbol.dispose]()
-    }
+    everyStep([
+      () => {
+        this.#nic.stop()
+      },
+      ...this.#pairs.map((pair) => () => {
+        pair.close()
+      }),
+      () => {
+        this.#dma.disable()
+      },
+      ...this.#disposables.splice(0).map((held) => () => {
+        held[Symbol.dispose]()
+      }),
+    ])
   }
 
   #pair(index = 0): NetPair {
@@ -415,4 +426,17 @@ interface Waiting {
   readonly done: () => boolean
   readonly resolve: () => void
   readonly reject: (error: Error) => void
+}
+
+/** @throws the first error, after the last step */
+function everyStep(steps: readonly (() => void)[]): void {
+  const errors: unknown[] = []
+  for (const step of steps) {
+    try {
+      step()
+    } catch (error) {
+      errors.push(error)
+    }
+  }
+  if (errors.length > 0) throw errors[0]
 }
