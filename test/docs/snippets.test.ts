@@ -12,7 +12,28 @@ const scripts = blocks.filter(({ language }) => language === 'ts')
 const shells = blocks.filter(({ language }) => language === 'sh')
 const where = ({ page, line }: Block): string => `${page}:${line}`
 const main = join(root, 'dist/cli/main.js')
+/** What the README's script has made: other snippets go on from there, and do not say it again. */
+const MADE: Readonly<Record<string, string>> = {
+  tap: "declare const tap: import('vhost-iotlb').Tap",
+  memory: "declare const memory: import('vhost-iotlb').GuestMemory",
+  iommu: "declare const iommu: import('vhost-iotlb').IntelIommu",
+  addressSpace: "declare const addressSpace: import('vhost-iotlb').AddressSpace",
+  nic: "declare const nic: import('vhost-iotlb').VhostNet",
+  driver: "declare const driver: import('vhost-iotlb').NetDriver",
+  frame: 'declare const frame: Uint8Array',
+  IntelIommu: "import { IntelIommu } from 'vhost-iotlb'",
+  NetDriver: "import { NetDriver } from 'vhost-iotlb'",
+  VhostNet: "import { VhostNet } from 'vhost-iotlb'",
+}
 let folder: string
+
+/** Those that a snippet uses and does not make itself. */
+function givenTo({ text }: Block): string[] {
+  const uses = (name: string): boolean => new RegExp(`(?<![.\\w])${name}\\b`).test(text)
+  const makes = (name: string): boolean =>
+    new RegExp(`(?:const|using|import)\\b[^\\n=]*\\b${name}\\b[^\\n=]*(?:=|from)`).test(text)
+  return Object.keys(MADE).filter((name) => uses(name) && !makes(name))
+}
 
 beforeAll(() => {
   if (!existsSync(main)) throw new Error(`${main} is missing: run the build first`)
@@ -33,8 +54,8 @@ describe('the TypeScript of the pages', () => {
     const files = scripts.map((block, i) => {
       const file = join(folder, `snippet-${i}.mts`)
       // On one line with the snippet's first, so that line numbers fit.
-      const given = /\bframe\b/.test(block.text) ? 'declare const frame: Uint8Array; ' : ''
-      writeFileSync(file, given + block.text)
+      const given = givenTo(block).map((name) => `${MADE[name]}; `)
+      writeFileSync(file, given.join('') + block.text)
       return file
     })
     const program = ts.createProgram(files, {
@@ -55,7 +76,7 @@ describe('the TypeScript of the pages', () => {
   }, 60_000)
 
   it.each(
-    scripts.filter(({ text }) => !text.includes('Tap.open')).map((b) => [where(b), b] as const),
+    scripts.filter((block) => givenTo(block).length === 0).map((b) => [where(b), b] as const),
   )('%s runs', (_, { text }) => {
     const { outputText } = ts.transpileModule(text, {
       compilerOptions: { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext },
