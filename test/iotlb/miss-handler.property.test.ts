@@ -11,7 +11,7 @@ import { exact, merged } from '../../lib/iotlb/reply-policy'
 import { FakeAddressSpace } from '../../lib/testing/fake-address-space'
 import { FakeVhost } from '../../lib/testing/fake-channel'
 import type { FakeAccess } from '../../lib/testing/fake-queue'
-import { Refusing, byte, hostMemory } from './support'
+import { LookedInto, Refusing, byte, hostMemory } from './support'
 
 /** Fixed, so that a run says the same tomorrow; any other number must pass too. */
 const SEED = Number(process.env['SEED'] ?? 2016)
@@ -121,6 +121,8 @@ const setting = fc.record({
   mergedPages: fc.constantFrom(0, 1, 2, 5, 16),
   split: fc.boolean(),
   paranoid: fc.boolean(),
+  /** Each queue's accesses stand in a ring that the handler looks into. */
+  lookAhead: fc.constantFrom('off' as const, 'on-miss' as const, 'on-kick' as const),
   /** Where the pages lie: at the bottom, over the middle, at the top of the address space. */
   base: fc.constantFrom(0, 2 ** 51 - PAGES / 2, 2 ** 52 - PAGES),
 })
@@ -135,11 +137,12 @@ class World {
   readonly model = new Model()
   readonly accesses: { access: FakeAccess; queue: number }[] = []
   failures = 0
+  readonly #rings: readonly LookedInto[]
   /** Queues whose misses were handled in this step, so under the tables as they are now. */
   fresh = new Set<number>()
 
   constructor(readonly setting: Setting) {
-    const { limit, mergedPages, split, paranoid } = setting
+    const { limit, mergedPages, split, paranoid, lookAhead } = setting
     this.vhost = new FakeVhost({ limit, queues: QUEUES })
     this.channel = new Refusing(this.vhost)
     this.handler = new MissHandler({
@@ -149,10 +152,13 @@ class World {
       reply: mergedPages === 0 ? exact : merged(mergedPages * 4096),
       split,
       paranoid,
+      lookAhead,
       onError: () => {
         this.failures++
       },
     })
+    const looked = lookAhead === 'off' ? 0 : QUEUES
+    this.#rings = Array.from({ length: looked }, () => new LookedInto(this.handler, 8))
   }
 
   take(step: Step): void {
@@ -199,6 +205,7 @@ class World {
         this.#access(first, step)
         break
       case 'kick':
+        this.#rings.at(step.queue)?.outlook.kicked()
         this.vhost.kick(step.queue)
         this.fresh.add(step.queue)
         break
@@ -234,6 +241,9 @@ class World {
     // Queues that need two entries each would push each other out of a small table for ever.
     const roomy = limit > 2 * QUEUES && first < base + PAGES - 1
     const length = long && roomy ? 4096 : 1
+    const ring = this.#rings.at(queue)
+    ring?.offer(byte(first, 40), length, way === 'write')
+    ring?.outlook.kicked()
     const access = this.vhost.access(byte(first, 40), way, { queue, length })
     this.accesses.push({ access, queue })
     this.fresh.add(queue)

@@ -3,11 +3,14 @@ import type { Access, AccessBits, Hva, Iova, Range } from '../../lib/address'
 import { SystemError } from '../../lib/errors'
 import type { IotlbChannel, Miss } from '../../lib/iotlb/channel'
 import { MissHandler } from '../../lib/iotlb/miss-handler'
-import type { MissHandlerOptions } from '../../lib/iotlb/miss-handler'
+import type { MissHandlerOptions, RingOutlook } from '../../lib/iotlb/miss-handler'
 import type { HostMemory, HostRegion } from '../../lib/iotlb/reply'
 import { FakeAddressSpace } from '../../lib/testing/fake-address-space'
 import { FakeVhost } from '../../lib/testing/fake-channel'
 import type { FakeVhostOptions } from '../../lib/testing/fake-channel'
+import { physicalView } from '../../lib/virtio/dma-view'
+import type { ByteSpace, RegionViews } from '../../lib/virtio/dma-view'
+import { DriverQueue } from '../../lib/virtio/driver-queue'
 
 /** Where region 0 begins in the host. */
 export const HVA_PAGE = 0x7f00_0000_0
@@ -50,6 +53,39 @@ export function loop(
 /** The host address of a byte of region 0. */
 export function hvaOf(gpaPage: number, offset = 0): bigint {
   return byte(HVA_PAGE + gpaPage, offset)
+}
+
+/** Plain bytes from gpa 0 on: for rings that no kernel looks at. */
+export function plainBytes(bytes: number): ByteSpace {
+  const buffer = new ArrayBuffer(bytes)
+  const region: RegionViews = {
+    start: 0,
+    end: bytes,
+    u8: new Uint8Array(buffer),
+    u16: new Uint16Array(buffer),
+    u32: new Uint32Array(buffer),
+  }
+  return { find: (at) => (at >= 0 && at < bytes ? region : undefined) }
+}
+
+/** A driver's ring that a handler looks into; only buffers are behind the IOMMU. */
+export class LookedInto {
+  readonly outlook: RingOutlook
+  readonly #driver: DriverQueue
+
+  constructor(handler: MissHandler, size: number) {
+    const ring = { size, desc: 0n, avail: 0x1000n, used: 0x2000n }
+    const bytes = plainBytes(0x3000)
+    this.#driver = new DriverQueue(bytes, ring)
+    this.outlook = handler.lookInto(physicalView(bytes), ring, 0)
+  }
+
+  /** Offers a buffer, unless the ring is full. */
+  offer(at: bigint, length: number, writable: boolean): void {
+    if (!this.#driver.fits(1)) return
+    this.#driver.add([{ address: at, length, writable }], 0)
+    this.#driver.publish()
+  }
 }
 
 /** A channel that refuses what it is told to, before (`'lost'`) or after (`'done'`) it took effect. */

@@ -14,7 +14,7 @@ import type { ReplyPolicy } from '../../lib/iotlb/reply-policy'
 import { FakeAddressSpace } from '../../lib/testing/fake-address-space'
 import { FakeVhost } from '../../lib/testing/fake-channel'
 import type { FakeAccess } from '../../lib/testing/fake-queue'
-import { Refusing, hostMemory, hvaOf } from '../iotlb/support'
+import { LookedInto, Refusing, hostMemory, hvaOf } from '../iotlb/support'
 
 /** `MODEL=full` tries four times as many. */
 const LENGTH = process.env['MODEL'] === 'full' ? 8 : 7
@@ -33,10 +33,22 @@ const CHANGES: readonly (Mapping | undefined)[] = [
   { gpaPage: 20, access: READ, joint: false },
 ]
 
+interface Policy {
+  readonly reply: ReplyPolicy
+  readonly split?: boolean
+  /** The handler looks into a ring with what the device accesses. */
+  readonly ahead?: boolean
+  /** A ring to be kept in a table of this many entries. */
+  readonly limit?: number
+}
+
+/** Where a ring is that is preloaded, in tables and memory. */
+const RING_PAGE = 50
+
 /** One history: choices are taken from a list, then always 0; it tells how many there were of each. */
 class Run {
   readonly arities: number[] = []
-  readonly vhost = new FakeVhost({ worker: 'manual', limit: 16 })
+  readonly vhost: FakeVhost
   readonly space = new FakeAddressSpace()
   readonly handler: MissHandler
   #changes = 2
@@ -46,13 +58,16 @@ class Run {
   #allowed: (Mapping | undefined)[][] = [[], []]
   #since: (Mapping | undefined)[] | undefined
   readonly #made: { access: FakeAccess; page: number; checked: boolean }[] = []
+  readonly #ahead: LookedInto | undefined
+  #begun = false
 
   constructor(
     private readonly choices: readonly number[],
     private readonly length: number,
-    reply: ReplyPolicy,
-    split: boolean,
+    private readonly policy: Policy,
   ) {
+    const { reply, split = false, ahead = false, limit } = policy
+    this.vhost = new FakeVhost({ worker: 'manual', limit: limit ?? 16 })
     const channel = new Refusing(this.vhost)
     channel.refuse = () => {
       this.#beside()
@@ -70,11 +85,16 @@ class Run {
     }
     const memory = hostMemory({ gpaPage: 0, pages: 64 })
     this.handler = new MissHandler({ channel, addressSpace: this.space, memory, reply, split })
+    if (ahead) this.#ahead = new LookedInto(this.handler, 4)
     this.#map(FIRST)
+    if (limit === undefined) return
+    this.space.mapPages(RING_PAGE, RING_PAGE, RING_PAGE, READWRITE)
+    assert(this.handler.preload(RING_PAGE, RING_PAGE, READWRITE))
   }
 
   /** The one thread: turns of the loop, and invalidations, in any order. */
   go(): void {
+    this.#begun = true
     this.#access(0, 'write')
     for (let step = 0; step < 3; step++) {
       this.vhost.work()
@@ -94,6 +114,7 @@ class Run {
 
   /** What others do at the same time. */
   #beside(): void {
+    if (!this.#begun) return
     const what = this.#choose(4)
     if (what === 1) {
       this.vhost.work()
@@ -120,6 +141,7 @@ class Run {
   }
 
   #access(page: number, way: 'read' | 'write'): void {
+    this.#ahead?.offer(BigInt(page) << 12n, 1, way === 'write')
     const access = this.vhost.access(BigInt(page) << 12n, way, { queue: page })
     this.#made.push({ access, page, checked: false })
   }
@@ -157,6 +179,9 @@ class Run {
     }
     this.#check()
     assert.deepEqual(this.handler.shadow.snapshot(), this.vhost.entries)
+    if (this.policy.limit !== undefined) {
+      assert(this.handler.covers(RING_PAGE, RING_PAGE, READWRITE), 'the ring was evicted')
+    }
     const listed = this.handler.unanswered().map(({ iova }) => Number(iova >> 12n))
     for (const { access, page } of this.#made) {
       if (access.state === 'waiting') assert(listed.includes(page), `page ${page} sleeps`)
@@ -176,10 +201,10 @@ class Run {
 }
 
 /** Runs every list of choices. @returns how many there were */
-function all(length: number, reply: ReplyPolicy, split: boolean): number {
+function all(length: number, policy: Policy): number {
   let choices: number[] = []
   for (let runs = 1; ; runs++) {
-    const run = new Run(choices, length, reply, split)
+    const run = new Run(choices, length, policy)
     try {
       run.go()
     } catch (error) {
@@ -198,12 +223,17 @@ function all(length: number, reply: ReplyPolicy, split: boolean): number {
 }
 
 describe('the miss handler, with guest and worker let in everywhere', () => {
-  it.each([
-    ['exact', exact, false],
-    ['exact and split', exact, true],
-    ['merged', merged(8192), false],
-    ['merged and split', merged(8192), true],
-  ] as const)('%s: no stale access, nobody sleeps for ever', (_, reply, split) => {
-    expect(all(LENGTH, reply, split)).toBeGreaterThan(5000)
-  })
+  const policies: readonly (readonly [string, Policy])[] = [
+    ['exact', { reply: exact }],
+    ['exact and split', { reply: exact, split: true }],
+    ['merged', { reply: merged(8192) }],
+    ['merged and split', { reply: merged(8192), split: true }],
+    ['exact, looking ahead', { reply: exact, ahead: true }],
+    ['merged and split, looking ahead', { reply: merged(8192), split: true, ahead: true }],
+    ['exact, with a ring kept in a table of two', { reply: exact, limit: 2 }],
+    ['looking ahead, with a ring kept in a table of two', { reply: exact, ahead: true, limit: 2 }],
+  ]
+  it.each(policies)('%s: no stale access, nobody sleeps for ever', (_, policy) => {
+    expect(all(LENGTH, policy)).toBeGreaterThan(5000)
+  }, 120_000)
 })
