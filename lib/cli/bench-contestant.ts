@@ -34,7 +34,7 @@ const SLICE_MS = 100
 const SLICES = 3
 const EQUAL = 0.2
 /** Code that ran less often is still interpreted. */
-const LEAST_FRAMES = 10_000
+const LEAST_FRAMES = 5_000
 
 /** Lets it move frames until its rate changes no more, or the time is over. */
 export async function warmedUp(

@@ -26,11 +26,11 @@ interface Extent extends Effort {
 }
 
 const FULL: Extent = {
-  ...{ rounds: 3, ms: 1000, warmMs: 4000 },
+  ...{ rounds: 3, ms: 1000, warmMs: 10_000 },
   ...{ questions: 2000, packets: 1e6, limitMs: 120_000 },
 }
 const QUICK: Extent = {
-  ...{ rounds: 1, ms: 400, warmMs: 2500 },
+  ...{ rounds: 1, ms: 500, warmMs: 10_000 },
   ...{ questions: 200, packets: 20_000, limitMs: 5_000 },
 }
 const WALKS = 2_000_000
