@@ -108,8 +108,8 @@ export class DriverQueue {
   readonly #writable: Uint32Array
   readonly #token: Int32Array
 
-  readonly #segmentPage: Float64Array
-  readonly #segmentOffset: Uint16Array
+  /** Two words for each, as in a descriptor. */
+  readonly #segmentAddress: Uint32Array
   readonly #segmentLength: Uint32Array
   readonly #segmentFlags: Uint16Array
   #segments = 0
@@ -161,8 +161,7 @@ export class DriverQueue {
     this.#writable = new Uint32Array(size)
     this.#token = new Int32Array(size)
     const longest = Math.max(size, this.#indirectSegments)
-    this.#segmentPage = new Float64Array(longest)
-    this.#segmentOffset = new Uint16Array(longest)
+    this.#segmentAddress = new Uint32Array(2 * longest)
     this.#segmentLength = new Uint32Array(longest)
     this.#segmentFlags = new Uint16Array(longest)
     this.#free = size
@@ -196,7 +195,7 @@ export class DriverQueue {
 
   /** Segments that a chain can have at all. */
   get longestChain(): number {
-    return this.#segmentPage.length
+    return this.#segmentLength.length
   }
 
   /** Whether a chain of so many segments can be offered now. */
@@ -219,12 +218,11 @@ export class DriverQueue {
    */
   segment(page: number, offset: number, length: number, writable: boolean): void {
     const at = this.#segments
-    if (at === this.#segmentPage.length) throw new RangeError(`a chain has at most ${at} buffers`)
+    if (at === this.#segmentLength.length) throw new RangeError(`a chain has at most ${at} buffers`)
     if (length >>> 0 !== length || length === 0) {
       throw new RangeError(`a buffer has 1 to 2^32-1 bytes: ${length}`)
     }
-    this.#segmentPage[at] = page
-    this.#segmentOffset[at] = offset
+    writeAddress(this.#segmentAddress, 2 * at, page, offset)
     this.#segmentLength[at] = length
     this.#segmentFlags[at] = writable ? VIRTQ_DESC_F_WRITE : 0
     this.#segments = at + 1
@@ -408,7 +406,8 @@ export class DriverQueue {
   #write(words: Uint32Array, word: number, segment: number, next: number): number {
     const flags = this.#segmentFlags[segment]
     const length = this.#segmentLength[segment]
-    writeAddress(words, word, this.#segmentPage[segment], this.#segmentOffset[segment])
+    words[word] = this.#segmentAddress[2 * segment]
+    words[word + 1] = this.#segmentAddress[2 * segment + 1]
     words[word + 2] = length
     words[word + 3] = next < 0 ? flags : flags | VIRTQ_DESC_F_NEXT | (next << 16)
     return flags === 0 ? 0 : length
