@@ -38,6 +38,8 @@ export interface KernelChannelOptions {
   readonly version: MessageVersion
   /** Entries before eviction; read from the module's parameter where it is not given. */
   readonly limit?: number
+  /** Takes the error of a device that can't be watched any more; without it, it is thrown. */
+  readonly onError?: (error: Error) => void
 }
 
 export class KernelChannel implements IotlbChannel {
@@ -46,6 +48,7 @@ export class KernelChannel implements IotlbChannel {
   enabled = true
   readonly #descriptor: Descriptor
   readonly #version: MessageVersion
+  readonly #onError: ((error: Error) => void) | undefined
   readonly #in = new Uint32Array(BATCH * MESSAGE_WORDS)
   readonly #out = new Uint32Array(MESSAGE_WORDS)
   readonly #batches: readonly (readonly Miss[])[]
@@ -63,6 +66,7 @@ export class KernelChannel implements IotlbChannel {
   constructor(options: KernelChannelOptions) {
     this.#descriptor = options.descriptor
     this.#version = options.version
+    this.#onError = options.onError
     this.limit = options.limit ?? moduleParameter('vhost/max_iotlb_entries')
     const misses = Array.from({ length: BATCH }, () => new Miss())
     this.#batches = Array.from({ length: BATCH + 1 }, (_, length) => misses.slice(0, length))
@@ -158,7 +162,10 @@ export class KernelChannel implements IotlbChannel {
   readonly #onBatch = (count: number): void => {
     if (count < 0) {
       this.#stopPolling()
-      throw new SystemError(count, 'read')
+      const error = new SystemError(count, 'read')
+      if (this.#onError === undefined) throw error
+      this.#onError(error)
+      return
     }
     this.#pending = count
     this.#call()

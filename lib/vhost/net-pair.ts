@@ -66,6 +66,7 @@ export class NetPair {
         this.channel = new KernelChannel({
           descriptor: device.descriptor,
           version: device.messageVersion,
+          onError: options.onFailure,
         })
         this.channel.unref()
         const channel = options.decorate(this.channel)

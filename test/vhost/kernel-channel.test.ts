@@ -253,3 +253,22 @@ test('a closed channel takes no listener', () => {
   channel.close()
   expect(() => channel.onReadable(() => undefined)).toThrow(/ERR_CLOSED|closed/)
 })
+
+test('the end of the device goes to who asked for errors, and is no exception then', async () => {
+  const path = join(folder, 'ending')
+  execFileSync('mkfifo', [path])
+  const reading = native().open(path, constants.O_RDONLY | constants.O_NONBLOCK)
+  if (typeof reading === 'number') throw new Error(`open: ${reading}`)
+  const writer = openSync(path, constants.O_WRONLY | constants.O_NONBLOCK)
+  const errors: Error[] = []
+  const ending = new KernelChannel({
+    ...{ descriptor: reading, version: 2, limit: 16 },
+    onError: (error) => errors.push(error),
+  })
+  ending.onReadable(() => ending.drain())
+  closeSync(writer)
+  for (let i = 0; i < 1000 && errors.length === 0; i++) await turn()
+  expect(errors).toMatchObject([{ code: 'ENODATA', syscall: 'read' }])
+  ending.close()
+  reading.close()
+})
