@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest'
 import { MiB, gpa } from '../lib/address'
 import { IntelIommuDriver } from '../lib/guest/intel-iommu-driver'
 import { NetDriver } from '../lib/guest/net-driver'
+import { PageAllocator } from '../lib/guest/page-allocator'
 import { IntelIommu } from '../lib/iommu/intel/intel-iommu'
 import { Shadow } from '../lib/iotlb/shadow'
 import { MissHandler } from '../lib/iotlb/miss-handler'
@@ -10,6 +11,9 @@ import { GuestMemory } from '../lib/memory/guest-memory'
 import { FakeAddressSpace } from '../lib/testing/fake-address-space'
 import { FakeVhost } from '../lib/testing/fake-channel'
 import { LoopbackDevice } from '../lib/testing/loopback-device'
+import { physicalView } from '../lib/virtio/dma-view'
+import { DriverQueue } from '../lib/virtio/driver-queue'
+import { SplitQueue } from '../lib/virtio/split-queue'
 
 const line = (value: unknown): string => inspect(value, { breakLength: Infinity })
 
@@ -61,6 +65,33 @@ describe('what objects show of themselves', () => {
     expect(line(driver)).toMatch(/^NetDriver \{ state: 'new', mapping: 'off', /)
     await driver.start()
     expect(line(driver)).toContain("state: 'started'")
+  })
+
+  it('a channel of tests: its entries and its questions', () => {
+    expect(line(new FakeVhost({ limit: 8 }))).toMatch(
+      /^FakeVhost \{ limit: 8, entries: 0, unread: 0, pending: 0, counters: /,
+    )
+  })
+
+  it('the two views of a ring: what is offered, and what is free', () => {
+    using memory = GuestMemory.allocate(2 * MiB)
+    const ring = { size: 4, desc: 0x1000n, avail: 0x2000n, used: 0x3000n }
+    const driver = new DriverQueue(memory, ring)
+    driver.add([{ address: 0x4000n, length: 60, writable: false }], 0)
+    driver.publish()
+    expect(line(driver)).toBe('DriverQueue { size: 4, free: 3, inFlight: 1, availIndex: 1 }')
+    expect(line(new SplitQueue(physicalView(memory), ring))).toBe(
+      'SplitQueue { size: 4, availIndex: 0 }',
+    )
+  })
+
+  it('an allocator: what is left', () => {
+    using memory = GuestMemory.allocate(2 * MiB)
+    const pages = new PageAllocator(memory)
+    expect(line(pages)).toMatch(
+      /^PageAllocator \{ freePages: \d+, extents: \[ \{ first: \d+, pages: /,
+    )
+    expect(line(pages)).toContain(`freePages: ${pages.freePages},`)
   })
 
   it('no more than a name where the depth is used up', () => {

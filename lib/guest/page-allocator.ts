@@ -4,7 +4,9 @@
  * A buddy allocator, so that blocks for 2 MiB and 1 GiB leaves are there and come back whole. It
  * hands out gpa page numbers and never looks at what is in the pages.
  */
+import type { InspectOptions } from 'node:util'
 import { PAGE_SIZE } from '../address'
+import { shown, summary } from '../inspect'
 import type { GuestMemory } from '../memory/guest-memory'
 import { InvalidState } from '../errors'
 
@@ -100,6 +102,14 @@ export class PageAllocator {
   }
 
   /** Adds a free block and joins it with its buddies. */
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      freePages: this.freePages,
+      extents: this.#extents.map(({ first, pages }) => ({ first, pages })),
+    }
+    return summary('PageAllocator', fields, depth, options)
+  }
+
   #insert(first: number, order: number): void {
     let at = first
     let size = order

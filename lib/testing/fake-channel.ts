@@ -10,9 +10,11 @@
  * Sources: Linux 6.12 drivers/vhost/vhost.c (vhost_iotlb_miss, vhost_process_iotlb_msg,
  * vhost_iotlb_notify_vq, iotlb_access_ok, translate_desc) and drivers/vhost/iotlb.c.
  */
+import type { InspectOptions } from 'node:util'
 import { LAST_PAGE, PAGE_SHIFT, accessBits, accessOf, iovaRange, pageOf } from '../address'
 import type { Access, AccessBits, Hva, Iova, Range } from '../address'
 import { SystemError } from '../errors'
+import { shown, summary } from '../inspect'
 import { Miss } from '../iotlb/channel'
 import type { IotlbChannel } from '../iotlb/channel'
 import { FakeAccess, FakeQueue } from './fake-queue'
@@ -247,6 +249,17 @@ export class FakeVhost implements IotlbChannel {
   }
 
   /** The overlapping entry with the lowest start; of equal starts the oldest (K3). */
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      limit: this.limit,
+      entries: this.#entries.length,
+      unread: this.unread,
+      pending: this.pending,
+      counters: this.counters,
+    }
+    return summary('FakeVhost', fields, depth, options)
+  }
+
   #lookup(firstPage: number, lastPage: number): Entry | undefined {
     let found: Entry | undefined
     for (const entry of this.#entries) {

@@ -5,9 +5,11 @@
  * business. One message goes out per write (K10), and no address can reach the kernel that is not
  * in a mapping which the descriptor holds: native checks each UPDATE against them.
  */
+import type { InspectOptions } from 'node:util'
 import { LAST_PAGE, accessBits, pageOf } from '../address'
 import type { Access, AccessBits, Hva, Iova, Range } from '../address'
 import { InvalidState, SystemError } from '../errors'
+import { shown, summary } from '../inspect'
 import { Miss } from '../iotlb/channel'
 import type { IotlbChannel } from '../iotlb/channel'
 import { native } from '../native'
@@ -157,6 +159,17 @@ export class KernelChannel implements IotlbChannel {
     this.#closed = true
     this.#listeners.clear()
     this.#stopPolling()
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      state: this.#closed ? 'closed' : 'open',
+      limit: this.limit,
+      version: this.#version,
+      pending: this.#pending,
+      unknownMessages: this.#unknown,
+    }
+    return summary('KernelChannel', fields, depth, options)
   }
 
   readonly #onBatch = (count: number): void => {

@@ -5,11 +5,13 @@
  * when to take it, and nothing here knows of networks' packets or of translations. The order of
  * the steps is `net-pair.ts`.
  */
+import type { InspectOptions } from 'node:util'
 import { SystemError } from '../errors'
+import { shown, summary } from '../inspect'
 import type { GuestMemory } from '../memory/guest-memory'
 import { native } from '../native'
 import type { Descriptor } from '../native'
-import { hasFeature } from '../virtio/net'
+import { featureNames, hasFeature } from '../virtio/net'
 import { ringLayout } from '../virtio/ring-layout'
 import type { RingAddresses } from '../virtio/ring-layout'
 import { borrowed, openNode, refusal, release } from './descriptors'
@@ -212,6 +214,16 @@ export class VhostDevice implements Disposable {
   /** The kernel stops its workers and lets go of memory, eventfds and tap before this returns. */
   close(): void {
     this.descriptor.close()
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      path: this.path,
+      state: this.descriptor.fd < 0 ? 'closed' : 'open',
+      features: featureNames(this.features),
+      acknowledged: featureNames(this.#acknowledged),
+    }
+    return summary('VhostDevice', fields, depth, options)
   }
 
   [Symbol.dispose](): void {

@@ -8,6 +8,7 @@
  *
  * It does not own buffers and does not notify: `publish()` says whether the device wants a kick.
  */
+import type { InspectOptions } from 'node:util'
 import { PAGE_SHIFT } from '../address'
 import type { ByteSpace } from './dma-view'
 import {
@@ -29,6 +30,7 @@ import {
 import type { RingAddresses } from './ring-layout'
 import { clearedPart, writeAddress } from './ring-memory'
 import type { WordTable } from './ring-memory'
+import { shown, summary } from '../inspect'
 
 /** One buffer of a chain: a device address and whether the device may write there. */
 export interface Segment {
@@ -338,6 +340,17 @@ export class DriverQueue {
   }
 
   /** Both rings at the index, and a call asked for at the first completion. */
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      size: this.size,
+      free: this.free,
+      inFlight: this.inFlight,
+      availIndex: this.availIndex,
+      refusal: this.refusal,
+    }
+    return summary('DriverQueue', fields, depth, options)
+  }
+
   #start(index: number): void {
     this.#avail[this.#availIndex] = index
     this.#used[this.#usedIndex] = index

@@ -6,6 +6,7 @@
  * addresses in it are not followed except for an indirect table. The kernel's vhost is the device
  * that this package serves; this view is for looking ahead of it, for fakes and for tests.
  */
+import type { InspectOptions } from 'node:util'
 import { READ, WRITE, pageOf } from '../address'
 import type { AccessBits } from '../address'
 import { Chain, append, clear, pageOfWords, refuse, unmapped } from './chain'
@@ -27,6 +28,7 @@ import {
   usedEventOffset,
 } from './ring-layout'
 import type { RingAddresses } from './ring-layout'
+import { shown, summary } from '../inspect'
 
 export { Chain } from './chain'
 export type { ChainRefusal } from './chain'
@@ -269,6 +271,15 @@ export class SplitQueue {
     if (this.#eventIndex) this.#storeU16(this.#used, this.#availEvent, known)
     else this.#storeU16(this.#used, USED.flags, 0)
     return this.#loadU16(this.#avail, AVAIL.idx) === known
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      size: this.size,
+      availIndex: this.availIndex,
+      refusal: this.#refusal,
+    }
+    return summary('SplitQueue', fields, depth, options)
   }
 
   #walkIndirect(low: number, high: number, bytes: number, chain: Chain): boolean {
