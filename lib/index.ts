@@ -72,7 +72,6 @@ export type {
   FaultMessage,
   InvalidateMessage,
   MissMessage,
-  StallMessage,
   UpdateMessage,
 } from './iotlb/diagnostics'
 export { MissHandler } from './iotlb/miss-handler'
@@ -126,6 +125,7 @@ export type {
   ChannelDecorator,
   Clock,
   HandlerMaker,
+  StallMessage,
   StallReason,
   StallReport,
   VhostNetOptions,

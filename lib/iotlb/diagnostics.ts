@@ -12,7 +12,7 @@
  * | `vhost-iotlb:update` | `UpdateMessage`: an UPDATE was written |
  * | `vhost-iotlb:invalidate` | `InvalidateMessage`: an INVALIDATE was written, and took so long |
  * | `vhost-iotlb:fault` | `FaultMessage`: a miss could not be answered |
- * | `vhost-iotlb:stall` | `StallMessage`: a queue stopped, and what was found there |
+ * | `vhost-iotlb:stall` | `StallMessage` (`vhost/net.ts`): a queue stopped, and what was found there |
  *
  * Messages are of the thread that answers the device.
  */
@@ -48,14 +48,6 @@ export interface InvalidateMessage extends DiagnosticSource {
 }
 
 export type FaultMessage = DiagnosticSource & UnansweredMiss
-
-/** With the fields of a `StallReport` (`vhost/stall.ts`). */
-export interface StallMessage extends DiagnosticSource {
-  readonly queue: number
-  readonly availIndex: number
-  readonly repaired: number
-  readonly refused: readonly Iova[]
-}
 
 /** The channels by what they tell. */
 export const diagnostics = {

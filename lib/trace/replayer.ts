@@ -105,12 +105,7 @@ class Replay {
       this.notes()
       const event = this.#peek()
       if (event?.kind !== 'prefetch' || event.device !== device) break
-      try {
-        this.#step(event)
-      } catch (error) {
-        if (error instanceof Halt) throw error
-        failed ??= error
-      }
+      failed ??= this.#step(event)
     }
     if (failed instanceof Error) throw failed
   }
@@ -152,14 +147,16 @@ class Replay {
     this.#count++
   }
 
-  #step(event: TraceEvent): void {
+  /** @returns what a call of the handler threw */
+  #step(event: TraceEvent): unknown {
     const { kind } = event
     if (EVENTS[kind].role === 'answer') this.#diverge(event, 'nothing')
     this.#take()
     if (kind === 'handler') this.#devices.set(event.device, new ReplayedDevice(this, event))
     else if (EVENTS[kind].role === 'input' && 'device' in event) {
-      this.#devices.get(event.device)?.call(event)
+      return this.#devices.get(event.device)?.call(event)
     }
+    return undefined
   }
 
   #diverge(event: TraceEvent, got: string): never {
@@ -235,13 +232,18 @@ export class ReplayedDevice {
     this.handler.lookInto(this.#look(), NO_RING, 0)
   }
 
-  /** Makes the call that was recorded; what it throws was thrown then too. */
-  call(event: TraceEvent): void {
+  /**
+   * Makes the call that was recorded. @returns what it threw, as it did then; its caller was the
+   * device layer, which is not here
+   */
+  call(event: TraceEvent): unknown {
     try {
       const call = CALLS[event.kind as keyof typeof CALLS] as Call<EventKind>
       call(this.handler, event)
+      return undefined
     } catch (error) {
-      if (error instanceof Halt || event.kind === 'prefetch') throw error
+      if (error instanceof Halt) throw error
+      return error
     }
   }
 

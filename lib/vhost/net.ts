@@ -13,6 +13,7 @@ import { plain, shown, summary } from '../inspect'
 import { requesterName } from '../iommu/iommu'
 import type { IotlbChannel } from '../iotlb/channel'
 import { diagnostics, observed } from '../iotlb/diagnostics'
+import type { DiagnosticSource, FaultMessage } from '../iotlb/diagnostics'
 import type { LookAheadMode } from '../iotlb/look-ahead'
 import { MissHandler } from '../iotlb/miss-handler'
 import type { FaultPolicy, MissHandlerOptions } from '../iotlb/miss-handler'
@@ -42,6 +43,9 @@ export type { QueueState } from './vring'
 export type { StallReason, StallReport } from './stall'
 export type { Clock } from './watchdog'
 export type { VhostNetStats } from './net-stats'
+
+/** What `vhost-iotlb:stall` publishes. */
+export type StallMessage = DiagnosticSource & StallReport
 
 /** Called once for each pair, with its index, when the device is opened. */
 export type ChannelDecorator = (channel: IotlbChannel, pair: number) => IotlbChannel
@@ -390,11 +394,13 @@ export class VhostNet implements NetDevice, Disposable {
         for (const listener of this.#calls.get(queue) ?? []) listener()
       },
       onStall: (report) => {
-        if (diagnostics.stall.hasSubscribers) diagnostics.stall.publish({ ...source, ...report })
+        const message: StallMessage = { ...source, ...report }
+        if (diagnostics.stall.hasSubscribers) diagnostics.stall.publish(message)
         for (const listener of this.#stalls) listener(report)
       },
       onFault: (miss) => {
-        if (diagnostics.fault.hasSubscribers) diagnostics.fault.publish({ ...source, ...miss })
+        const message: FaultMessage = { ...source, ...miss }
+        if (diagnostics.fault.hasSubscribers) diagnostics.fault.publish(message)
         for (const listener of this.#faults) listener(miss)
       },
       onStop: () => {

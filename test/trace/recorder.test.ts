@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { MiB } from '../../lib/address'
 import { IntelIommu } from '../../lib/iommu/intel/intel-iommu'
 import { NetDriver } from '../../lib/guest/net-driver'
+import { MissHandler } from '../../lib/iotlb/miss-handler'
 import { GuestMemory } from '../../lib/memory/guest-memory'
 import { LoopbackDevice } from '../../lib/testing/loopback-device'
 import { FakeVhost } from '../../lib/testing/fake-channel'
@@ -9,7 +10,7 @@ import type { EventKind, EventOf, TraceEvent } from '../../lib/trace/event'
 import { Recorder, recorded } from '../../lib/trace/recorder'
 import { expectFrames } from '../guest/net-guest'
 import { byte } from '../iotlb/support'
-import { stored, ticks } from './support'
+import { recording, stored, ticks } from './support'
 
 const REQUESTER = '00:03.0'
 /** More than a ring has, and the last ones over several buffers. */
@@ -95,6 +96,18 @@ async function looped(frameBytes: number): Promise<Looped> {
   await driver.flush()
   return { events, sent }
 }
+
+describe('a recorded handler', () => {
+  it('writes down every call that can change anything', () => {
+    const { handler } = recording()
+    const mine = Object.getOwnPropertyNames(Object.getPrototypeOf(handler))
+    const all = Object.getOwnPropertyNames(MissHandler.prototype)
+    // `invalidate` is `invalidatePages`; what a look into a ring leads to is `prefetch`.
+    const others = ['invalidate', 'lookInto', 'shadow', 'covers', 'unanswered', 'stats']
+    others.push('waits', 'asked', 'waiting')
+    expect(all.filter((name) => !mine.includes(name)).sort()).toEqual(others.sort())
+  })
+})
 
 describe('a recorder', () => {
   it('writes down rings, kicks, calls and every chain, offered and complete', async () => {

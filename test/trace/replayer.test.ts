@@ -34,7 +34,7 @@ const step = fc.oneof(
 type Step = typeof step extends fc.Arbitrary<infer T> ? T : never
 
 const setting = fc.record({
-  limit: fc.constantFrom(1, 2, 5, 2048),
+  limit: fc.constantFrom(2, 3, 5, 2048),
   mergedPages: fc.constantFrom(0, 1, 5, 16),
   split: fc.boolean(),
   paranoid: fc.boolean(),
@@ -52,7 +52,9 @@ function act({ space, vhost, handler }: Recording, step: Step): void {
       space.invalidatePages(first, last)
       break
     case 'access':
-      vhost.access(byte(first, 100), step.way ? 'read' : 'write', { length: 6000 })
+      vhost.access(byte(first, 100), step.way ? 'read' : 'write', {
+        ...{ length: first % 2 === 0 ? 100 : 6000, queue: first % 3 },
+      })
       break
     case 'preload':
       handler.preload(first, last, READ)
@@ -76,7 +78,7 @@ function act({ space, vhost, handler }: Recording, step: Step): void {
       vhost.setFeatures()
       handler.reset()
   }
-  for (let turns = 0; turns < 50 && vhost.turn(); turns++);
+  for (let turns = 0; turns < 6 && vhost.turn(); turns++);
 }
 
 function messages(events: readonly TraceEvent[]): number {
@@ -88,12 +90,13 @@ describe('a replay', () => {
     let total = 0
     fc.assert(
       fc.property(
-        fc.array(step, { maxLength: 60 }),
+        fc.array(step, { maxLength: 25, size: 'max' }),
         setting,
         fc.array(fc.nat(40), { maxLength: 4 }),
         (steps, { mergedPages, ...rest }, refusals) => {
           const reply = mergedPages === 0 ? exact : merged(mergedPages * 4096)
           const made = recording({ ...rest, reply })
+          for (let at = 0; at < 20; at++) made.space.mapPages(at, at, 0x100 + at, READWRITE)
           let written = 0
           made.channel.refuse = (message) => {
             if (message === 'drain' || !refusals.includes(written++)) return undefined
