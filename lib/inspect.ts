@@ -17,8 +17,7 @@ export function summary(
 ): string {
   if (depth < 0) return `[${name}]`
   const given = Object.entries(fields).filter(([, value]) => value !== undefined)
-  const left = options.depth ?? depth
-  return `${name} ${inspect(Object.fromEntries(given), { ...options, depth: left - 1 })}`
+  return `${name} ${inspect(Object.fromEntries(given), options)}`
 }
 
 /** A value that stands for itself, without the quotes of a string. */
