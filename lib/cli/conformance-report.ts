@@ -1,12 +1,15 @@
 /** What was seen, as a table: a line for each case, a column for each kernel. */
 import type { Finding, Verdict } from '../testing/conformance/case'
 import type { Detected } from '../testing/conformance/detected'
+import type { FuzzResult } from '../testing/conformance/fuzz/fuzz'
 
 /** One kernel, examined. */
 export interface Examined {
   readonly kernel: string
   readonly findings: readonly Finding[]
   readonly detected: readonly Detected[]
+  /** Random sequences, done to the kernel and to the fake. */
+  readonly fuzz?: FuzzResult
 }
 
 const MARKS: Readonly<Record<Verdict, string>> = {
@@ -17,8 +20,9 @@ const MARKS: Readonly<Record<Verdict, string>> = {
 }
 
 /** Whether nothing was seen that nobody has written down. */
-export function sound({ findings }: Examined): boolean {
-  return findings.every(({ verdict }) => verdict !== 'wrong')
+export function sound({ findings, fuzz }: Examined): boolean {
+  const same = fuzz === undefined || fuzz.differences.length === 0
+  return same && findings.every(({ verdict }) => verdict !== 'wrong')
 }
 
 export function report(kernels: readonly Examined[]): string {
@@ -29,7 +33,8 @@ export function report(kernels: readonly Examined[]): string {
     const marks = kernels.map(({ findings }) => MARKS[findings[i].verdict].padEnd(WIDTH))
     return `${marks.join(' ')} ${fact.padEnd(about)}  ${name}`
   })
-  const lines = [columns, ...rows, '', ...kernels.flatMap(notes), ...kernels.flatMap(found)]
+  const lines = [columns, ...rows, '', ...kernels.flatMap(notes)]
+  lines.push(...kernels.flatMap(sequences), ...kernels.flatMap(found))
   return lines.map((line) => line.trimEnd()).join('\n')
 }
 
@@ -47,6 +52,27 @@ function notes({ kernel, findings }: Examined): string[] {
     return `${count} ${MARKS[verdict]}`
   })
   return [`${kernel}: ${counts.join(', ')}`, ...lines, '']
+}
+
+/** How many sequences were done, of what, and where kernel and fake differed. */
+function sequences({ kernel, fuzz }: Examined): string[] {
+  if (fuzz === undefined) return []
+  const { seed, sequences: count, steps, kinds, differences, unsteady } = fuzz
+  const counted = Object.entries(kinds).sort(([, a], [, b]) => b - a)
+  const lines = differences.flatMap(({ sequence, text, other }) => [
+    `  sequence ${sequence}: the fake says "${other}" at the end of`,
+    ...text
+      .trimEnd()
+      .split('\n')
+      .map((line) => `    ${line}`),
+  ])
+  return [
+    `${kernel}: ${count} random sequences from seed ${seed}, ${steps} steps, ` +
+      `${differences.length} differ from the fake, ${unsteady} did once and not again`,
+    `  ${counted.map(([kind, times]) => `${kind} ${times}`).join(', ')}`,
+    ...lines,
+    '',
+  ]
 }
 
 function found({ kernel, detected }: Examined): string[] {

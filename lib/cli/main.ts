@@ -127,11 +127,14 @@ program
       .choices(KERNELS)
       .default('both'),
   )
+  .option('--fuzz <n>', 'random sequences too, on the kernel and on the fake', wholeNumber, 0)
+  .option('--seed <n>', 'which ones', wholeNumber, 1)
   .option('--json', 'print an array of kernels, and nothing else, on standard output', false)
   .addOption(new Option('--part').hideHelp())
   .addHelpText(
     'after',
-    '\nExamples:\n  vhost-iotlb conformance\n  vhost-iotlb conformance --kernel 6.1 --json',
+    '\nExamples:\n  vhost-iotlb conformance\n  vhost-iotlb conformance --kernel 6.1 --json' +
+      '\n  vhost-iotlb conformance --fuzz 1000 --seed 7',
   )
   .action(async (options: ConformanceOptions) => {
     process.exitCode = await conformance(options)

@@ -45,6 +45,8 @@ const LEAST_MESSAGE = 40
 const TASK_SIZE = (1n << 47n) - 4096n
 /** VHOST_NET_BATCH */
 const BATCH = 64
+/** The kernel ends a pass after 256; memory does not change during one of ours. */
+const IDLE_TURNS = 2
 const LOG_PAGE = 4096n
 
 const OFFERED =
@@ -166,6 +168,14 @@ export class FakeVhostNet implements BareDevice {
     return 0
   }
 
+  renew(): void {
+    this.resetOwner()
+    this.#waiting.length = 0
+    this.#out.length = 0
+    for (const ring of this.#rings) ring.errors = 0
+    this.#stations = 0
+  }
+
   write(bytes: Uint8Array, length = bytes.byteLength): number {
     if (length < 4) return EINVAL
     const short = length < LEAST_MESSAGE
@@ -226,7 +236,7 @@ export class FakeVhostNet implements BareDevice {
     this.memory.close()
   }
 
-  /** Rings that will be woken by their own socket again: a chain that cannot be sent. */
+  /** Rings that wake themselves for ever: a chain that cannot be sent, a frame without room. */
   readonly #spinning = new Set<FakeRing>()
 
   #update(iova: bigint, size: bigint, addr: bigint, perm: number): number {
@@ -289,32 +299,42 @@ export class FakeVhostNet implements BareDevice {
     ring.disableNotify()
     ring.armed = false
     const heads: { id: number; length: number }[] = []
-    for (;;) {
-      const frame = this.#waiting.at(0)
-      if (frame === undefined) {
-        ring.armed = true
-        break
-      }
-      const taken = this.#buffers(ring, HEADER + frame.length)
-      if (taken === 'failed') break
-      if (taken === 'none') {
-        if (!ring.enableNotify()) break
-        ring.disableNotify()
-        continue
-      }
-      this.#waiting.shift()
-      if (taken === 'overrun') continue
-      const pieces = taken.flatMap((each) => each.in)
-      this.#place(ring, pieces, frame, taken.length)
-      let left = HEADER + frame.length
-      for (const { head, in: room } of taken) {
-        const length = Math.min(left, total(room))
-        heads.push({ id: head, length })
-        left -= length
-      }
+    for (let idle = 0; idle < IDLE_TURNS;) {
+      const outcome = this.#receiveOne(ring, heads)
+      if (outcome === 'stop') break
+      idle = outcome === 'again' ? idle + 1 : 0
+      // Buffers that are too few for a frame are looked at again and again.
+      if (idle === IDLE_TURNS) this.#spinning.add(ring)
       if (heads.length > BATCH) ring.complete(heads.splice(0))
     }
     ring.complete(heads)
+  }
+
+  /** One frame, if its buffers are there. */
+  #receiveOne(ring: FakeRing, heads: { id: number; length: number }[]): 'taken' | 'again' | 'stop' {
+    const frame = this.#waiting.at(0)
+    if (frame === undefined) {
+      ring.armed = true
+      return 'stop'
+    }
+    const taken = this.#buffers(ring, HEADER + frame.length)
+    if (taken === 'failed') return 'stop'
+    if (taken === 'none') {
+      if (!ring.enableNotify()) return 'stop'
+      ring.disableNotify()
+      return 'again'
+    }
+    this.#waiting.shift()
+    if (taken === 'overrun') return 'taken'
+    const pieces = taken.flatMap((each) => each.in)
+    this.#place(ring, pieces, frame, taken.length)
+    let left = HEADER + frame.length
+    for (const { head, in: room } of taken) {
+      const length = Math.min(left, total(room))
+      heads.push({ id: head, length })
+      left -= length
+    }
+    return 'taken'
   }
 
   /** get_rx_bufs: as many chains as a frame needs. What is wrong with one costs the first of them. */

@@ -34,6 +34,25 @@ describe('the table of kernels and cases', () => {
   })
 })
 
+describe('random sequences', () => {
+  const result = { seed: 7, sequences: 3, steps: 60, kinds: { kick: 20, drain: 40 }, unsteady: 1 }
+  const same = { ...kernel('Linux', right), fuzz: { ...result, differences: [] } }
+  const difference = { sequence: 2, text: 'kick tx\n  tx 1/0\n', other: 'tx 0/0' }
+  const other = { ...same, fuzz: { ...result, differences: [difference] } }
+
+  it('are counted, by kinds of steps, the commonest first', () => {
+    expect(report([same])).toContain('3 random sequences from seed 7, 60 steps, 0 differ')
+    expect(report([same])).toContain('drain 40, kick 20')
+    expect(sound(same)).toBe(true)
+  })
+
+  it('that differ are shown, and make a kernel unsound', () => {
+    expect(report([other])).toContain('    kick tx\n      tx 1/0')
+    expect(report([other])).toContain('the fake says "tx 0/0"')
+    expect(sound(other)).toBe(false)
+  })
+})
+
 describe('a kernel', () => {
   it('is sound with documented differences, and not without documents', () => {
     expect(sound(kernel('Linux', right, differs))).toBe(true)

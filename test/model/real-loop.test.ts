@@ -233,7 +233,11 @@ describe('the miss handler, with guest and worker let in everywhere', () => {
     ['exact, with a ring kept in a table of two', { reply: exact, limit: 2 }],
     ['looking ahead, with a ring kept in a table of two', { reply: exact, ahead: true, limit: 2 }],
   ]
-  it.each(policies)('%s: no stale access, nobody sleeps for ever', (_, policy) => {
-    expect(all(LENGTH, policy)).toBeGreaterThan(5000)
-  }, 120_000)
+  it.each(policies)(
+    '%s: no stale access, nobody sleeps for ever',
+    (_, policy) => {
+      expect(all(LENGTH, policy)).toBeGreaterThan(5000)
+    },
+    120_000,
+  )
 })

@@ -37,6 +37,8 @@ export interface BareDevice extends Disposable {
   setBackend(ring: number, attached: boolean): number
   /** VHOST_RESET_OWNER, then VHOST_SET_OWNER and the eventfds again. */
   resetOwner(): number
+  /** As it was when it was opened: also the tap is empty, and no error is left. */
+  renew(): void
   /** write(2) and read(2) on the device. */
   write(bytes: Uint8Array, length?: number): number
   read(buffer: Uint8Array, length?: number): number

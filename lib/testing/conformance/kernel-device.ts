@@ -32,8 +32,7 @@ const OUR_TYPE = 0xb588
 const MOST_FRAME = 2048
 
 export class KernelDevice implements BareDevice {
-  /** Without what a distribution adds to the number. */
-  readonly name = `Linux ${release().replace(/[^\d.].*$/, '')}`
+  readonly name = kernelName()
   readonly memory = GuestMemory.allocate(MEMORY)
   readonly limit = moduleParameter('vhost/max_iotlb_entries')
   readonly device: VhostDevice
@@ -114,6 +113,15 @@ export class KernelDevice implements BareDevice {
     return result
   }
 
+  renew(): void {
+    this.resetOwner()
+    const frame = new Uint8Array(MOST_FRAME)
+    while (resultOf(() => raw.read(this.tap.queues[0], frame)) > 0);
+    for (const ring of [0, 1]) this.errors(ring)
+    this.sent()
+    this.#stations = 0
+  }
+
   write(bytes: Uint8Array, length = bytes.byteLength): number {
     return resultOf(() => raw.write(this.device.descriptor, bytes, length))
   }
@@ -179,6 +187,11 @@ export class KernelDevice implements BareDevice {
     const { descriptor } = this.device
     return resultOf(() => raw.ioctl(descriptor, request, argument, argument.byteLength))
   }
+}
+
+/** Without what a distribution adds to the number: `'Linux 6.12.117'`. */
+export function kernelName(): string {
+  return `Linux ${release().replace(/[^\d.].*$/, '')}`
 }
 
 /** What the system call returned, 0 where that is nothing: `-errno` for a refusal. */
