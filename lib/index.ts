@@ -30,6 +30,7 @@ export type {
   FaultReason,
   InvalidationSource,
   Notifier,
+  SharedAddressSpaceMaker,
   SharedTranslation,
   Translation,
 } from './memory/address-space'

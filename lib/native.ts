@@ -108,6 +108,16 @@ export interface Native {
     guards?: Guards,
   ): number
   /**
+   * `writeMany` of the one message at the start of the buffer, with its arguments checked once: for
+   * what is written often. What it returns answers 1 or -errno, -EFAULT when the buffer was detached.
+   */
+  writer(
+    descriptor: Descriptor,
+    buffer: ArrayBufferView,
+    size: number,
+    guards?: Guards,
+  ): () => number
+  /**
    * One read(2) or write(2) of at most `length` bytes at `offset` of the buffer. Waits where the
    * descriptor is blocking.
    */

@@ -35,6 +35,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   Export<Ioctl>(exports, "ioctl");
   Export<ReadMany>(exports, "readMany");
   Export<WriteMany>(exports, "writeMany");
+  Export<Writer>(exports, "writer");
   Export<Read>(exports, "read");
   Export<Write>(exports, "write");
   Export<MappingView::MapMemory>(exports, "mapMemory");

@@ -93,6 +93,27 @@ Napi::Value Answer(const Napi::CallbackInfo& info, int64_t result) {
   return Napi::Number::New(info.Env(), static_cast<double>(result));
 }
 
+// A write whose arguments were read once. Reading them costs more than the call of the kernel.
+struct BoundWrite {
+  std::shared_ptr<DescriptorState> descriptor;
+  Napi::Reference<Napi::Value> buffer;
+  size_t size;
+  Guards guards;
+};
+
+Napi::Value WriteBound(const Napi::CallbackInfo& info) {
+  auto* bound = static_cast<BoundWrite*>(info.Data());
+  const DescriptorState& state = *bound->descriptor;
+  if (state.fd() < 0) return Answer(info, -EBADF);
+  Bytes bytes;
+  // The buffer may have been detached since.
+  if (!ViewBytes(bound->buffer.Value(), &bytes) || bytes.length < bound->size) {
+    return Answer(info, -EFAULT);
+  }
+  if (bound->guards.empty()) return Answer(info, WriteMessages(state.fd(), bytes.data, bound->size, 1));
+  return Answer(info, WriteGuarded(state, bound->guards, bytes.data, bound->size, 1));
+}
+
 }  // namespace
 
 int64_t ReadMessages(int fd, bool may_wait, Bytes bytes, size_t size) {
@@ -140,6 +161,25 @@ Napi::Value WriteMany(const Napi::CallbackInfo& info) {
   if (state.fd() < 0) return Answer(info, -EBADF);
   if (guards.empty()) return Answer(info, WriteMessages(state.fd(), bytes.data, size, count));
   return Answer(info, WriteGuarded(state, guards, bytes.data, size, count));
+}
+
+Napi::Value Writer(const Napi::CallbackInfo& info) {
+  auto bound = std::make_unique<BoundWrite>();
+  if (!bound->guards.Read(info[3])) return Napi::Value();
+  auto* descriptor = Descriptor::Read(info[0], "descriptor");
+  Bytes bytes;
+  if (descriptor == nullptr || !ReadBytes(info[1], "buffer", &bytes) ||
+      !ReadInteger(info[2], "size", 1, static_cast<double>(bytes.length), &bound->size) ||
+      !bound->guards.Fit(info.Env(), bound->size)) {
+    return Napi::Value();
+  }
+  bound->descriptor = descriptor->state();
+  bound->buffer = Napi::Reference<Napi::Value>::New(info[1], 1);
+  auto function = Napi::Function::New<WriteBound>(info.Env(), "write", bound.get());
+  if (function.IsEmpty()) return Napi::Value();
+  function.AddFinalizer([](Napi::Env, BoundWrite* gone) { delete gone; }, bound.get());
+  bound.release();
+  return function;
 }
 
 Napi::Value Read(const Napi::CallbackInfo& info) {

@@ -15,6 +15,7 @@ int64_t ReadMessages(int fd, bool may_wait, Bytes bytes, size_t size);
 
 Napi::Value ReadMany(const Napi::CallbackInfo& info);
 Napi::Value WriteMany(const Napi::CallbackInfo& info);
+Napi::Value Writer(const Napi::CallbackInfo& info);
 Napi::Value Read(const Napi::CallbackInfo& info);
 Napi::Value Write(const Napi::CallbackInfo& info);
 

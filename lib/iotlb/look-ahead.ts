@@ -86,6 +86,22 @@ export class LookAhead {
     for (let i = 1; i <= chains && this.#left > 0; i++) this.#grant((index - i) & INDEX_MASK)
   }
 
+  /**
+   * Whether a chain that is offered and not completed uses a page. Also true where that can't be
+   * said: the ring or one of the chains can't be read.
+   */
+  mayUse(page: number): boolean {
+    const from = this.#queue.completedIndex()
+    const to = this.#queue.offeredIndex()
+    if (from < 0 || to < 0) return true
+    const chains = Math.min((to - from) & INDEX_MASK, this.#size)
+    for (let i = 0; i < chains; i++) {
+      if (!this.#queue.peek((from + i) & INDEX_MASK, this.#chain)) return true
+      if (uses(this.#chain, page)) return true
+    }
+    return false
+  }
+
   #grant(index: number): void {
     const chain = this.#chain
     if (!this.#queue.peek(index, chain) && chain.count === 0) return
@@ -107,6 +123,19 @@ export class LookAhead {
       next = granted + 1
     }
   }
+}
+
+function uses(chain: Chain, page: number): boolean {
+  const { indirectPage, indirectOffset, indirectBytes } = chain
+  if (indirectBytes > 0 && reaches(indirectPage, indirectOffset, indirectBytes, page)) return true
+  for (let i = 0; i < chain.count; i++) {
+    if (reaches(chain.page[i], chain.offset[i], chain.length[i], page)) return true
+  }
+  return false
+}
+
+function reaches(firstPage: number, offset: number, bytes: number, page: number): boolean {
+  return page >= firstPage && page <= firstPage + Math.floor((offset + bytes - 1) / PAGE_SIZE)
 }
 
 /** A ring that is looked into, for as long as it runs. */
@@ -132,7 +161,7 @@ export class Outlooks {
   /** @see LookAhead for the arguments */
   add(view: DmaView, ring: RingAddresses, availIndex: number): RingOutlook {
     const ahead = new LookAhead(this.granter, view, ring, availIndex)
-    if (this.mode !== 'off') this.#rings.add(ahead)
+    this.#rings.add(ahead)
     return {
       kicked: () => {
         if (this.mode === 'on-kick') ahead.offered()
@@ -144,9 +173,16 @@ export class Outlooks {
     }
   }
 
+  /** Whether the device can be waiting for a page. Without rings nobody knows, so it may. */
+  mayUse(page: number): boolean {
+    if (this.#rings.size === 0) return true
+    for (const ring of this.#rings) if (ring.mayUse(page)) return true
+    return false
+  }
+
   /** The device asked for something: grants what is offered by now. @param failed takes errors */
   offered(failed: (error: unknown) => void): void {
-    if (this.#rings.size === 0) return
+    if (this.mode === 'off') return
     for (const ring of this.#rings) {
       try {
         ring.missed()

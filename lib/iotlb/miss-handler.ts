@@ -7,18 +7,17 @@
  * it never touches a ring.
  *
  * How the rules hold:
- * - A walk and the UPDATE made of it are one synchronous turn. Where a walk calls out (a recorded
- *   fault may run the guest's driver at once), `#epoch` tells that an invalidation came in between;
- *   the answer is then made again.
+ * - A walk and the UPDATE made of it are one synchronous turn, and no two entries of the device
+ *   overlap: `grants.ts`.
  * - An invalidation of what the shadow does not hold is not sent. That is safe because the device
  *   never holds more than the shadow (`device-table.ts`); after a failed write that is in doubt,
  *   and all is flushed before anything else is written or filtered.
  * - A failed INVALIDATE is thrown to the caller, who must not complete the guest's wait (R2). A
  *   failed UPDATE leaves its miss unanswered, in the fault policy's hands (R6); the error comes out
  *   when all other misses of the turn have been dealt with.
- * - Entries of the device never overlap (K3). An answer that would touch one first invalidates,
- *   which is also how a miss is answered for a page that the device already holds: it may have
- *   missed before it was told (K1), and two equal entries would both count against its limit (K5).
+ * - A question may be read when its chain was completed and unmapped already, because the kernel
+ *   asks the same more than once (K7). Where the tables refuse it, and no ring that is known offers
+ *   a chain with that page, it is obsolete: nobody waits, and nothing is recorded.
  * - Callbacks run between messages, never between a walk and its UPDATE; from within them every
  *   method may be called. `handle()` does nothing there: the loop that called goes on.
  */
@@ -30,70 +29,55 @@ import { shown, summary } from '../inspect'
 import type { InvalidationSource, Notifier } from '../memory/address-space'
 import type { DmaView } from '../virtio/dma-view'
 import type { RingAddresses } from '../virtio/ring-layout'
-import { DeviceTable } from './device-table'
+import type { DeviceTable } from './device-table'
+import { Grants } from './grants'
 import { Outlooks } from './look-ahead'
 import type { RingOutlook } from './look-ahead'
 import { MissBatch } from './miss-batch'
 import type { MissHandlerOptions } from './miss-options'
-import { Reply } from './reply'
 import { exact } from './reply-policy'
-import type { ReplyPolicy } from './reply-policy'
 import type { Shadow } from './shadow'
 import { count, namedCounters, newCounters } from './stats'
 import type { MissStats } from './stats'
 import { Faults } from './unanswered'
 import type { MissCause, UnansweredMiss } from './unanswered'
-import { WholeRanges } from './whole-ranges'
 
 export type { RingOutlook } from './look-ahead'
 export type { MissHandlerOptions, MissPolicy } from './miss-options'
 export type { FaultPolicy } from './unanswered'
 
-/** How often an answer is made anew because an invalidation came in while it was made. */
-const ATTEMPTS = 4
 /** Batches of misses answered in one turn of the event loop. */
 const ROUNDS = 64
 const ERRORS = 16
 
-/**
- * miss: the device waits, so an UPDATE must go out. preload: none if the device holds as much.
- * ahead: nobody asked, so a refusal is not recorded.
- */
-type Occasion = 'miss' | 'preload' | 'ahead'
-
 export class MissHandler implements Notifier, Disposable {
   readonly #options: MissHandlerOptions
-  readonly #policy: ReplyPolicy
-  readonly #counters = newCounters()
+  readonly #counters: Float64Array
+  readonly #grants: Grants
   readonly #table: DeviceTable
-  readonly #reply: Reply
-  /** For answers that may be made while `#reply` is in use. */
-  readonly #aside: Reply
   readonly #batch = new MissBatch()
   readonly #faults: Faults
-  readonly #whole = new WholeRanges()
   readonly #outlooks: Outlooks
   readonly #subscriptions: readonly Disposable[]
-  /** Counts invalidations, modulo 2^32. */
-  readonly #epoch = new Uint32Array(1)
-  /** Counts batches of misses: an entry of this turn has woken all of the batch that it covers. */
-  readonly #turn = new Float64Array(1)
   readonly #errors: Error[] = []
-  #cause: MissCause = 'translation'
-  #code = 0
   #busy = false
   #closed = false
 
   /** @throws TypeError for a fault policy without its callback */
   constructor(options: MissHandlerOptions) {
-    const { channel, addressSpace, memory } = options
+    const { channel, addressSpace, memory, reply = exact, counters = newCounters() } = options
     this.#options = options
-    this.#policy = options.reply ?? exact
+    this.#counters = counters
     this.#outlooks = new Outlooks(this, options.lookAhead)
     this.#faults = new Faults(options)
-    this.#table = new DeviceTable(channel, this.#counters)
-    this.#reply = new Reply(addressSpace, memory, this.shadow, this.#counters)
-    this.#aside = new Reply(addressSpace, memory, this.shadow, this.#counters)
+    this.#grants = new Grants({
+      ...{ channel, addressSpace, memory, counters, policy: reply },
+      awaited: (page) => this.#awaited(page),
+      granted: (firstPage, lastPage) => {
+        if (this.#faults.size > 0) this.#faults.woken(firstPage, lastPage)
+      },
+    })
+    this.#table = this.#grants.table
     const readable = channel.onReadable(() => {
       this.handle()
     })
@@ -133,7 +117,7 @@ export class MissHandler implements Notifier, Disposable {
   invalidatePages(firstPage: number, lastPage: number): void {
     checkPages(firstPage, lastPage)
     if (this.#closed) return
-    this.#epoch[0]++
+    this.#grants.nextEpoch()
     this.#counters[count.invalidations]++
     if (this.#table.doubtful) {
       this.#table.flush()
@@ -158,9 +142,9 @@ export class MissHandler implements Notifier, Disposable {
   preload(firstPage: number, lastPage: number, wanted: AccessBits): boolean {
     this.#open()
     checkPages(firstPage, lastPage)
-    this.#whole.add(firstPage, lastPage)
+    this.#grants.whole.add(firstPage, lastPage)
     for (let page = firstPage; page <= lastPage;) {
-      if (!this.#grant(this.#reply, page, wanted, 'preload')) return false
+      if (!this.#grants.grant(page, wanted, 'preload')) return false
       page = this.shadow.lastPage(this.shadow.find(page)) + 1
     }
     return this.covers(firstPage, lastPage, wanted)
@@ -175,11 +159,7 @@ export class MissHandler implements Notifier, Disposable {
   prefetch(page: number): number {
     this.#open()
     checkPages(page, page)
-    const slot = this.#table.doubtful ? -1 : this.shadow.find(page)
-    if (slot >= 0) return this.shadow.lastPage(slot)
-    if (this.#crowded() || !this.#grant(this.#aside, page, 0, 'ahead')) return -1
-    this.#counters[count.ahead]++
-    return this.#aside.lastPage
+    return this.#grants.ahead(page)
   }
 
   /**
@@ -194,13 +174,7 @@ export class MissHandler implements Notifier, Disposable {
 
   /** Whether the device may use all pages of the range as wanted without asking. */
   covers(firstPage: number, lastPage: number, wanted: AccessBits): boolean {
-    if (this.#table.doubtful) return false
-    for (let page = firstPage; page <= lastPage;) {
-      const slot = this.shadow.find(page)
-      if (slot < 0 || (this.shadow.access(slot) & wanted) !== wanted) return false
-      page = this.shadow.lastPage(slot) + 1
-    }
-    return true
+    return this.#grants.covers(firstPage, lastPage, wanted)
   }
 
   /**
@@ -214,12 +188,13 @@ export class MissHandler implements Notifier, Disposable {
     this.#open()
     checkPages(page, page)
     if (this.covers(page, page, wanted)) return 'granted'
-    if (this.#grant(this.#reply, page, wanted, 'miss')) {
+    if (this.#grants.grant(page, wanted, 'miss')) {
       this.#counters[count.repairs]++
       return 'repaired'
     }
-    this.#counters[count.faults]++
-    this.#faults.mention(page, wanted, this.#cause, this.#code)
+    this.#refused((cause, code) => {
+      this.#faults.mention(page, wanted, cause, code)
+    })
     return 'fault'
   }
 
@@ -232,9 +207,9 @@ export class MissHandler implements Notifier, Disposable {
   renew(page: number, wanted: AccessBits): boolean {
     this.#open()
     checkPages(page, page)
-    this.#epoch[0]++
+    this.#grants.nextEpoch()
     this.#table.takeBack(page, page, true)
-    if (!this.#grant(this.#aside, page, wanted, 'ahead')) return false
+    if (!this.#grants.aside(page, wanted)) return false
     this.#counters[count.repairs]++
     return true
   }
@@ -258,7 +233,7 @@ export class MissHandler implements Notifier, Disposable {
       if (i >= faults.size) continue
       const page = faults.page(i)
       if (page < firstPage || page > lastPage) continue
-      this.#grant(this.#aside, page, faults.wanted(i), 'ahead')
+      this.#grants.aside(page, faults.wanted(i))
     }
     return before - faults.size
   }
@@ -269,15 +244,15 @@ export class MissHandler implements Notifier, Disposable {
    */
   flush(): void {
     this.#open()
-    this.#epoch[0]++
+    this.#grants.nextEpoch()
     this.#table.flush()
   }
 
   /** The device's table was emptied by another way (K9): SET_FEATURES, RESET_OWNER. */
   reset(): void {
-    this.#epoch[0]++
+    this.#grants.nextEpoch()
     this.#table.reset()
-    this.#whole.clear()
+    this.#grants.whole.clear()
     this.#faults.rearm()
   }
 
@@ -357,7 +332,7 @@ export class MissHandler implements Notifier, Disposable {
 
   #answerBatch(): void {
     const batch = this.#batch
-    this.#turn[0]++
+    this.#grants.nextTurn()
     this.#outlooks.offered(this.#keepError)
     for (let i = 0; i < batch.size && !this.#closed; i++) {
       this.#answer(batch.page(i), batch.wanted(i))
@@ -366,75 +341,36 @@ export class MissHandler implements Notifier, Disposable {
   }
 
   #answer(page: number, wanted: AccessBits): void {
-    const slot = this.shadow.find(page)
-    if (slot >= 0 && this.shadow.turn(slot) === this.#turn[0]) {
-      if ((this.shadow.access(slot) & wanted) === wanted) {
-        this.#counters[count.coalesced]++
-        return
-      }
+    const grants = this.#grants
+    if (grants.answered(page, wanted)) {
+      this.#counters[count.coalesced]++
+      return
     }
     try {
-      if (this.#grant(this.#reply, page, wanted, 'miss')) return
+      if (grants.grant(page, wanted, 'miss')) return
     } catch (error) {
       this.#keepError(error)
-      this.#cause = 'refused'
-      this.#code = 0
+      grants.cause = 'refused'
+      grants.code = 0
+    }
+    this.#refused((cause, code) => {
+      this.#faults.add(page, wanted, cause, code)
+    })
+  }
+
+  /** Tells of what was not granted, unless nobody waits for it. */
+  #refused(tell: (cause: MissCause, code: number) => void): void {
+    const { cause, code } = this.#grants
+    if (cause === 'obsolete') {
+      this.#counters[count.obsolete]++
+      return
     }
     this.#counters[count.faults]++
-    this.#faults.add(page, wanted, this.#cause, this.#code)
+    tell(cause, code)
   }
 
-  /** Walks to a page and writes the UPDATE. On refusal `#cause` and `#code` say why. */
-  #grant(reply: Reply, page: number, wanted: AccessBits, occasion: Occasion): boolean {
-    if (this.#table.doubtful) this.#table.flush()
-    if (this.shadow.full && this.#whole.size > 0) this.#refreshRings()
-    this.#cause = 'unsettled'
-    this.#code = 0
-    for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
-      const epoch = this.#epoch[0]
-      if (!reply.walk(page, wanted, occasion === 'ahead' || attempt > 0)) {
-        this.#cause = reply.refusal
-        this.#code = reply.reason
-        if (this.#epoch[0] === epoch) return false
-        continue
-      }
-      const whole = this.#whole.find(page)
-      if (whole >= 0) reply.growWithin(this.#whole.firstPage(whole), this.#whole.lastPage(whole))
-      if (occasion === 'preload' && this.#holds(reply)) return true
-      if (this.shadow.touches(reply.firstPage, reply.lastPage)) {
-        this.#table.takeBack(reply.firstPage, reply.lastPage)
-      }
-      if (whole < 0) this.#policy(reply)
-      if (this.#send(reply, epoch)) return true
-    }
-    return false
-  }
-
-  /** Writes a reply unless, or takes it back if, an invalidation came in since `epoch`. */
-  #send(reply: Reply, epoch: number): boolean {
-    if (this.#epoch[0] !== epoch) return false
-    const { firstPage, lastPage } = reply
-    this.#table.grant(reply, this.#turn[0])
-    if (this.#faults.size > 0) this.#faults.woken(firstPage, lastPage)
-    if (this.#epoch[0] === epoch) return true
-    this.#table.takeBack(firstPage, lastPage)
-    return false
-  }
-
-  /** Whether a grant ahead would cost an entry that was granted since the last miss. */
-  #crowded(): boolean {
-    const { shadow } = this
-    return shadow.full && shadow.turn(shadow.oldest) === this.#turn[0]
-  }
-
-  /** Whether one entry of the device already says all that a reply would. */
-  #holds(reply: Reply): boolean {
-    const slot = this.shadow.find(reply.firstPage)
-    return (
-      slot >= 0 &&
-      this.shadow.lastPage(slot) >= reply.lastPage &&
-      this.shadow.access(slot) === reply.access
-    )
+  #awaited(page: number): boolean {
+    return this.#grants.whole.find(page) >= 0 || this.#outlooks.mayUse(page)
   }
 
   /** Takes a range back, then grants again what was beside it in the same entries. */
@@ -443,36 +379,9 @@ export class MissHandler implements Notifier, Disposable {
     const above = this.shadow.lastPage(this.shadow.findUpTo(lastPage))
     this.#table.takeBack(firstPage, lastPage, this.#options.paranoid)
     this.#quietly(() => {
-      if (below < firstPage) this.#resend(firstPage - 1, below, firstPage - 1)
-      if (above > lastPage) this.#resend(lastPage + 1, lastPage + 1, above)
+      if (below < firstPage) this.#grants.resend(firstPage - 1, below, firstPage - 1)
+      if (above > lastPage) this.#grants.resend(lastPage + 1, lastPage + 1, above)
     })
-  }
-
-  /** Grants what is next to a hole, within what was granted there before. */
-  #resend(page: number, firstPage: number, lastPage: number): void {
-    const reply = this.#aside
-    const epoch = this.#epoch[0]
-    if (!reply.walk(page, 0, true)) return
-    reply.growWithin(firstPage, lastPage)
-    if (this.shadow.touches(reply.firstPage, reply.lastPage)) return
-    if (this.#send(reply, epoch)) this.#counters[count.resent]++
-  }
-
-  /**
-   * Rings go in first, so a full table would evict them first, and each ring's miss would evict the
-   * next (K5). Writing them again puts them behind all others.
-   */
-  #refreshRings(): void {
-    const most = Math.min(this.#whole.size, this.shadow.limit >>> 1)
-    for (let moved = 0; moved < most && this.shadow.full; moved++) {
-      const slot = this.shadow.oldest
-      const firstPage = this.shadow.firstPage(slot)
-      const lastPage = this.shadow.lastPage(slot)
-      const page = this.#whole.firstWithin(firstPage, lastPage)
-      if (page < 0) return
-      this.#table.takeBack(firstPage, lastPage)
-      if (this.#grant(this.#aside, page, 0, 'ahead')) this.#counters[count.refreshed]++
-    }
   }
 
   /** For what is done beside an invalidation that is complete: its failure is not the caller's. */

@@ -27,4 +27,6 @@ export interface MissHandlerOptions extends MissPolicy, FaultOptions {
   readonly memory: HostMemory
   /** Takes the errors that come up while misses are answered; without it `handle()` throws. */
   readonly onError?: (error: Error) => void
+  /** Where to count (`newCounters()`), for one who reads it from another thread. */
+  readonly counters?: Float64Array
 }

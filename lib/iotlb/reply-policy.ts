@@ -22,6 +22,12 @@ export interface GrowingReply {
 
 export type ReplyPolicy = (reply: GrowingReply) => void
 
+/** A policy in words that another thread understands. */
+export type ReplyPolicyName =
+  { readonly kind: 'exact' } | { readonly kind: 'merged'; readonly limitBytes: number }
+
+const limits = new WeakMap<ReplyPolicy, number>()
+
 /** The translation's own range: the leaf of the table, or all that is identical. */
 export const exact: ReplyPolicy = () => {
   // The reply already is the translation's own range.
@@ -38,8 +44,21 @@ export function merged(limitBytes: number): ReplyPolicy {
   if (!Number.isSafeInteger(limit) || limit < 1) {
     throw new RangeError(`a reply's limit is a positive multiple of ${PAGE_SIZE}: ${limitBytes}`)
   }
-  return function merged(reply) {
+  const policy: ReplyPolicy = function merged(reply) {
     while (reply.pages < limit && reply.growUp(limit - reply.pages) > 0);
     while (reply.pages < limit && reply.growDown(limit - reply.pages) > 0);
   }
+  limits.set(policy, limitBytes)
+  return policy
+}
+
+/** undefined for a policy that is not of this file. */
+export function policyName(policy: ReplyPolicy): ReplyPolicyName | undefined {
+  if (policy === exact) return { kind: 'exact' }
+  const limitBytes = limits.get(policy)
+  return limitBytes === undefined ? undefined : { kind: 'merged', limitBytes }
+}
+
+export function namedPolicy(name: ReplyPolicyName): ReplyPolicy {
+  return name.kind === 'exact' ? exact : merged(name.limitBytes)
 }

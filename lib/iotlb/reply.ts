@@ -60,14 +60,15 @@ export class Reply implements GrowingReply {
 
   /**
    * Walks to a page, and becomes the widest true range around it that one region backs.
-   * @param probe asks what is there, so that a refusal is not recorded as the device's fault
+   * @param quiet a refusal is not recorded as the device's fault
    */
-  walk(page: number, wanted: AccessBits, probe: boolean): boolean {
+  walk(page: number, wanted: AccessBits, quiet: boolean): boolean {
     const found = this.#found
     this.counters[count.translations]++
     this.#neighbours = NEIGHBOURS
     found.reason = 0
-    const granted = this.space.translatePage(page, probe ? 0 : wanted, found)
+    found.quiet = quiet
+    const granted = this.space.translatePage(page, wanted, found)
     if (!granted || found.access === 0 || (found.access & wanted) !== wanted) {
       this.refusal = 'translation'
       this.reason = found.reason

@@ -51,6 +51,8 @@ export class SharedTable implements IotlbChannel {
   /** What the device holds is not known. */
   #stale = false
   #wasAlone = false
+  /** The last drain read questions, so that they are not answered yet. */
+  #reading = false
   /** Pages that the other side wants looked at again: first, last, first, last … */
   readonly #retries: number[] = []
 
@@ -184,10 +186,20 @@ export class SharedTable implements IotlbChannel {
     }
   }
 
-  /** Between two batches: the other side may come in here, and nowhere else. */
+  /**
+   * Between two batches: the other side may come in here, and nowhere else. A batch is read by
+   * several drains; were the other side let in between them, it could stop the device, and the
+   * questions already read would be answered all the same.
+   */
   drain(): readonly Miss[] {
+    const misses = this.#drain()
+    this.#reading = misses.length > 0
+    return misses
+  }
+
+  #drain(): readonly Miss[] {
     const { turnstile, channel, serving } = this.#options
-    if (turnstile.wanted && turnstile.depth === 1) {
+    if (!this.#reading && turnstile.wanted && turnstile.depth === 1) {
       turnstile.leave()
       turnstile.enter()
       this.#catchUp()

@@ -14,6 +14,7 @@ const NAMES = [
   'filtered',
   'translations',
   'faults',
+  'obsolete',
   'refused',
   'repairs',
   'refreshed',
@@ -30,6 +31,11 @@ export const count = Object.freeze(
 
 export function newCounters(): Float64Array {
   return new Float64Array(NAMES.length)
+}
+
+/** Counters that one thread counts in and another one reads. */
+export function sharedCounters(): Float64Array {
+  return new Float64Array(new SharedArrayBuffer(Float64Array.BYTES_PER_ELEMENT * NAMES.length))
 }
 
 export interface MissStats {
@@ -49,6 +55,8 @@ export interface MissStats {
   readonly translations: number
   /** Misses handed to the fault policy. */
   readonly faults: number
+  /** Misses that the tables refuse, but whose chains were completed before they were read. */
+  readonly obsolete: number
   /** Messages that the device refused to take. */
   readonly refused: number
   /** Entries replaced because they granted less than the tables do by now. */

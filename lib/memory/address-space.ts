@@ -51,6 +51,8 @@ export class PageTranslation {
   access: AccessBits = 0
   /** The code of the `FaultReason` when the translation failed, 0 otherwise. */
   reason = 0
+  /** Set by the caller: what is refused is not recorded, because it is not known that a device asks. */
+  quiet: boolean | undefined = undefined
 }
 
 /**
@@ -89,7 +91,7 @@ export interface AddressSpace {
   translate(at: Iova, wanted: Access): Translation | Fault
   /**
    * The hot path: fills `out`, answers whether `wanted` is granted. Records faults likewise, and
-   * for `wanted` 0 none.
+   * for `wanted` 0, or where `out.quiet` is set, none.
    */
   translatePage(page: number, wanted: AccessBits, out: PageTranslation): boolean
   /** Disposing ends the notifications. */

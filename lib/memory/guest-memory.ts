@@ -223,12 +223,10 @@ export class GuestMemory implements Disposable {
     region.u32[(Number(at) - region.start) / 4] = value
   }
 
-  /** The high word first: a walker that reads the low word, with the present bits, sees both. */
+  /** In one piece, as a processor does: a walker in another thread never sees half an entry. */
   setU64(at: Gpa | number, value: bigint): void {
     const region = this.#contiguous(Number(at), 8, 8)
-    const word = (Number(at) - region.start) / 4
-    region.u32[word + 1] = Number((value >> 32n) & 0xffffffffn)
-    Atomics.store(region.u32, word, Number(value & 0xffffffffn))
+    Atomics.store(region.u64, (Number(at) - region.start) / 8, value)
   }
 
   loadAcquireU16(at: Gpa | number): number {

@@ -36,6 +36,7 @@ export class Region implements MemoryRegion {
   readonly u8: Uint8Array
   readonly u16: Uint16Array
   readonly u32: Uint32Array
+  readonly u64: BigUint64Array
   readonly hva: Hva
   readonly hvaPage: number
   readonly bytes: number
@@ -53,6 +54,7 @@ export class Region implements MemoryRegion {
     this.u8 = new Uint8Array(mapping.buffer)
     this.u16 = new Uint16Array(mapping.buffer)
     this.u32 = new Uint32Array(mapping.buffer)
+    this.u64 = new BigUint64Array(mapping.buffer)
   }
 
   get id(): number {

@@ -132,7 +132,7 @@ export class FakeAddressSpace implements AddressSpace {
   #refuse(page: number, wanted: AccessBits, reason: number, out: PageTranslation): boolean {
     out.access = 0
     out.reason = reason
-    if (wanted !== 0) {
+    if (wanted !== 0 && !out.quiet) {
       const fault = { iova: iovaOfPage(page), reason: REASONS[reason], wanted: accessOf(wanted) }
       this.#faults.push({ ok: false, ...fault })
       if (this.#faults.length > FAULTS) this.#faults.shift()

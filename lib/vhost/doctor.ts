@@ -4,8 +4,8 @@
  * Occasions are the tick of an error eventfd and the watchdog's look; `stall.ts` says what is
  * wrong, and this file kicks and reports. It stops nothing: that is the fault policy's.
  */
-import type { MissHandler } from '../iotlb/miss-handler'
 import type { DmaView } from '../virtio/dma-view'
+import type { MissLoop } from './miss-worker'
 import { STALL_REASONS, examine } from './stall'
 import type { StallReason, StallReport } from './stall'
 import type { VhostDevice } from './vhost-device'
@@ -35,7 +35,7 @@ export class Doctor {
   readonly #rings: readonly Vring[]
   readonly #standstills: readonly Standstill[]
   #view: DmaView | undefined
-  #handler: MissHandler | undefined
+  #handler: MissLoop | undefined
   #backend: 'up' | 'down' | 'gone' = 'up'
 
   constructor(options: DoctorOptions, rings: readonly Vring[]) {
@@ -47,7 +47,7 @@ export class Doctor {
   }
 
   /** @param handler of a device that translates */
-  sees(view: DmaView, handler: MissHandler | undefined): void {
+  sees(view: DmaView, handler: MissLoop | undefined): void {
     this.#view = view
     this.#handler = handler
   }

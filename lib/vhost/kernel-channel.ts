@@ -42,6 +42,8 @@ export interface KernelChannelOptions {
   readonly limit?: number
   /** Takes the error of a device that can't be watched any more; without it, it is thrown. */
   readonly onError?: (error: Error) => void
+  /** 0 (default) to 1000: how long to look for further misses before the event loop goes on. */
+  readonly busyPollMicroseconds?: number | undefined
 }
 
 export class KernelChannel implements IotlbChannel {
@@ -51,12 +53,17 @@ export class KernelChannel implements IotlbChannel {
   readonly #descriptor: Descriptor
   readonly #version: MessageVersion
   readonly #onError: ((error: Error) => void) | undefined
+  readonly #busy: number
   readonly #in = new Uint32Array(BATCH * MESSAGE_WORDS)
   readonly #out = new Uint32Array(MESSAGE_WORDS)
+  readonly #writeUpdate: () => number
+  readonly #writeInvalidate: () => number
   readonly #batches: readonly (readonly Miss[])[]
   readonly #listeners = new Set<() => void>()
   /** Messages in `#in` that native read and nobody has taken yet. */
   #pending = 0
+  /** In a batch of native's with which nothing was left: what comes now, the poll will tell. */
+  #dry = false
   /** What a listener left behind; empty unless one did. */
   readonly #left: Uint32Array[] = []
   #again: NodeJS.Immediate | undefined
@@ -69,6 +76,9 @@ export class KernelChannel implements IotlbChannel {
     this.#descriptor = options.descriptor
     this.#version = options.version
     this.#onError = options.onError
+    this.#busy = options.busyPollMicroseconds ?? 0
+    this.#writeUpdate = native().writer(this.#descriptor, this.#out, MESSAGE_BYTES, UPDATE_GUARDS)
+    this.#writeInvalidate = native().writer(this.#descriptor, this.#out, MESSAGE_BYTES)
     this.limit = options.limit ?? moduleParameter('vhost/max_iotlb_entries')
     const misses = Array.from({ length: BATCH }, () => new Miss())
     this.#batches = Array.from({ length: BATCH + 1 }, (_, length) => misses.slice(0, length))
@@ -106,7 +116,7 @@ export class KernelChannel implements IotlbChannel {
     checkPages(firstPage, lastPage)
     const pages = lastPage - firstPage + 1
     encodeUpdate(this.#out, 0, this.#version, firstPage, pages, hvaPage, access)
-    const written = native().writeMany(this.#descriptor, this.#out, MESSAGE_BYTES, 1, UPDATE_GUARDS)
+    const written = this.#writeUpdate()
     if (written !== 1) this.#refused(written, 'UPDATE')
   }
 
@@ -125,7 +135,7 @@ export class KernelChannel implements IotlbChannel {
     if (this.#closed) throw new InvalidState('ERR_CLOSED', 'this channel is closed')
     this.#listeners.add(listener)
     if (this.#poller === undefined) {
-      this.#poller = watch(this.#descriptor, this.#in, MESSAGE_BYTES, this.#onBatch)
+      this.#poller = watch(this.#descriptor, this.#in, MESSAGE_BYTES, this.#onBatch, this.#busy)
       if (!this.#referenced) this.#poller.unref()
     }
     return {
@@ -150,6 +160,7 @@ export class KernelChannel implements IotlbChannel {
   /** Reads and drops what is pending: questions of a device that was stopped (R15). */
   discard(): number {
     let dropped = 0
+    this.#dry = false
     for (let count = this.#take(); count > 0; count = this.#take()) dropped += count
     return dropped
   }
@@ -181,7 +192,12 @@ export class KernelChannel implements IotlbChannel {
       return
     }
     this.#pending = count
-    this.#call()
+    this.#dry = count < BATCH
+    try {
+      this.#call()
+    } finally {
+      this.#dry = false
+    }
   }
 
   /** What a listener leaves is kept, for the next drain or the next turn. */
@@ -211,6 +227,7 @@ export class KernelChannel implements IotlbChannel {
       this.#pending = 0
       return count
     }
+    if (this.#dry) return 0
     const count = native().readMany(this.#descriptor, this.#in, MESSAGE_BYTES)
     if (count === EAGAIN) return 0
     if (count < 0) throw new SystemError(count, 'read')
@@ -229,7 +246,7 @@ export class KernelChannel implements IotlbChannel {
 
   #invalidate(firstPage: number, pages: number): void {
     encodeInvalidate(this.#out, 0, this.#version, firstPage, pages)
-    const written = native().writeMany(this.#descriptor, this.#out, MESSAGE_BYTES, 1)
+    const written = this.#writeInvalidate()
     if (written !== 1) this.#refused(written, 'INVALIDATE')
   }
 

@@ -1,5 +1,6 @@
 /** What a pair of rings is made of, and what its miss handler and its view of memory get of that. */
 import { KiB } from '../address'
+import { InvalidState } from '../errors'
 import type { IotlbChannel } from '../iotlb/channel'
 import type { MissHandler, MissHandlerOptions, MissPolicy } from '../iotlb/miss-handler'
 import { merged } from '../iotlb/reply-policy'
@@ -11,6 +12,8 @@ import type { DoctorOptions } from './doctor'
 
 /** A burst of 32 buffers of a page; more would only be dropped with it. */
 const MERGED_BYTES = 128 * KiB
+/** As `native.poll`. */
+const MOST_BUSY_US = 1000
 
 export interface NetPairOptions extends DoctorOptions {
   readonly socket: Descriptor
@@ -20,6 +23,9 @@ export interface NetPairOptions extends DoctorOptions {
   /** What the miss handler gets in place of the kernel's channel, or that itself. */
   readonly decorate: (channel: IotlbChannel) => IotlbChannel
   readonly handle: (options: MissHandlerOptions) => MissHandler
+  /** Which thread answers misses. */
+  readonly serve: 'loop' | 'worker'
+  readonly busyPollMicroseconds: number | undefined
   readonly onCall: (queue: number) => void
   readonly onFault: (miss: UnansweredMiss) => void
   /** The fault policy asks for a stop. */
@@ -62,4 +68,32 @@ export function looking(space: AddressSpace): AddressSpace {
     translatePage,
     notify: (notifier) => space.notify(notifier),
   }
+}
+
+/** How misses are to be answered, as `VhostNetOptions` has it. */
+export interface Serving {
+  readonly serve?: 'loop' | 'worker'
+  readonly busyPollMicroseconds?: number
+  readonly channel?: unknown
+  readonly handler?: unknown
+}
+
+/**
+ * @throws TypeError, RangeError
+ * @throws InvalidState ERR_UNSUPPORTED for functions of this thread that a Worker would have to call
+ */
+export function checkServing(options: Serving): void {
+  const { serve = 'loop', busyPollMicroseconds: us = 0 } = options
+  if (!['loop', 'worker'].includes(serve)) {
+    throw new TypeError(`misses are served by 'loop' or 'worker': ${serve}`)
+  }
+  if (!Number.isInteger(us) || us < 0 || us > MOST_BUSY_US) {
+    throw new RangeError(`busyPollMicroseconds is an integer from 0 to ${MOST_BUSY_US}: ${us}`)
+  }
+  if (serve === 'loop') return
+  if (options.channel === undefined && options.handler === undefined) return
+  throw new InvalidState(
+    'ERR_UNSUPPORTED',
+    `'channel' and 'handler' are functions of this thread: not with serve: 'worker'`,
+  )
 }

@@ -7,15 +7,16 @@
  * Where a step is refused, the steps before it are taken back: a start happened or it did not.
  */
 import { InvalidState, SystemError } from '../errors'
-import type { MissHandler } from '../iotlb/miss-handler'
 import type { UnansweredMiss } from '../iotlb/unanswered'
 import { physicalView, translatedView } from '../virtio/dma-view'
 import type { DmaView } from '../virtio/dma-view'
 import type { RingAddresses } from '../virtio/ring-layout'
 import { features, hasFeature } from '../virtio/net'
 import type { DirtyLog } from './dirty-log'
-import { KernelChannel } from './kernel-channel'
 import { Doctor } from './doctor'
+import { KernelChannel } from './kernel-channel'
+import { MissWorker } from './miss-worker'
+import type { MissLoop } from './miss-worker'
 import { handlerOptions, looking } from './net-pair-options'
 import type { NetPairOptions } from './net-pair-options'
 import { headsUpTo } from './stall'
@@ -34,7 +35,7 @@ const MOST_NOTES = 1024
 
 export class NetPair {
   readonly rings: readonly Vring[]
-  readonly handler: MissHandler | undefined
+  readonly handler: MissLoop | undefined
   readonly channel: KernelChannel | undefined
   /** Examines rings that stand still. */
   readonly doctor: Doctor
@@ -44,6 +45,7 @@ export class NetPair {
   readonly #options: NetPairOptions
   readonly #pin: Disposable
   #view: DmaView
+  #worker: MissWorker | undefined
   #features: bigint | undefined
   #log: DirtyLog | undefined
   #referenced = true
@@ -67,10 +69,10 @@ export class NetPair {
           descriptor: device.descriptor,
           version: device.messageVersion,
           onError: options.onFailure,
+          busyPollMicroseconds: options.busyPollMicroseconds,
         })
         this.channel.unref()
-        const channel = options.decorate(this.channel)
-        this.handler = options.handle(handlerOptions(options, channel, this.#onDrop, this.#onFault))
+        this.handler = this.#missLoop(this.channel)
       }
     } catch (error) {
       for (const ring of rings) ring.close()
@@ -78,6 +80,11 @@ export class NetPair {
       this.#pin[Symbol.dispose]()
       throw error
     }
+  }
+
+  /** Messages of a type that this library does not know. */
+  get unknownMessages(): number {
+    return (this.channel?.unknownMessages ?? 0) + (this.#worker?.unknownMessages ?? 0)
   }
 
   get running(): boolean {
@@ -202,6 +209,26 @@ export class NetPair {
   #channelReferenced(referenced: boolean): void {
     if (referenced) this.channel?.ref()
     else this.channel?.unref()
+    this.#worker?.reference(referenced)
+  }
+
+  #missLoop(channel: KernelChannel): MissLoop {
+    const { serve, device, memory, busyPollMicroseconds, decorate, handle } = this.#options
+    if (serve === 'loop') {
+      return handle(handlerOptions(this.#options, decorate(channel), this.#onDrop, this.#onFault))
+    }
+    this.#worker = new MissWorker({
+      ...handlerOptions(this.#options, channel, this.#onDrop, this.#onFault),
+      channel,
+      memory,
+      fd: device.descriptor.fd,
+      version: device.messageVersion,
+      busyPollMicroseconds,
+      onTakeOver: () => {
+        for (const ring of this.rings) if (ring.running) ring.kick()
+      },
+    })
+    return this.#worker
   }
 
   #place(ring: Vring): void {

@@ -36,6 +36,7 @@ const NOTHING: Counted = {
   filtered: 0,
   translations: 0,
   faults: 0,
+  obsolete: 0,
   refused: 0,
   repairs: 0,
   refreshed: 0,
@@ -89,6 +90,6 @@ function counted(pair: NetPair): Partial<Counted> {
     healed: pair.doctor.healed,
     dropped: pair.dropped,
     purges: pair.purges,
-    unknownMessages: pair.channel?.unknownMessages ?? 0,
+    unknownMessages: pair.unknownMessages,
   }
 }

@@ -30,6 +30,7 @@ import { DirtyLog } from './dirty-log'
 import { moduleParameter } from './module-parameters'
 import { HEADER_BY_VHOST, checkAcknowledged, configure, offered } from './net-features'
 import { NetPair } from './net-pair'
+import { checkServing } from './net-pair-options'
 import { sum } from './net-stats'
 import type { VhostNetStats } from './net-stats'
 import type { StallReport } from './stall'
@@ -73,6 +74,19 @@ export interface VhostNetOptions {
   readonly split?: boolean
   readonly fault?: FaultPolicy
   readonly paranoid?: boolean
+  /**
+   * Which thread answers misses. `'loop'` (default): this one, on its event loop. `'worker'`: a
+   * Worker for each pair, also while this thread computes; it takes an address space that can be
+   * shared (`AddressSpace.share`), such as those of `IntelIommu`, and a reply policy of this
+   * library. Callbacks and recorded faults come in this thread, when its event loop turns. The
+   * Worker looks ahead when it answers a miss; `on-kick` looks ahead in this thread as well.
+   */
+  readonly serve?: 'loop' | 'worker'
+  /**
+   * 0 (default) to 1000: how long whoever answers misses looks for further ones, before its event
+   * loop goes on.
+   */
+  readonly busyPollMicroseconds?: number
   /** The source id behind the address space, where that does not say it itself. */
   readonly requester?: number
   /** What stands between the kernel and the miss handler of each pair: `recorded`, `faulty`. */
@@ -136,7 +150,7 @@ export class VhostNet implements NetDevice, Disposable {
    *   kernel has no IOTLB
    * @throws RangeError for more pairs than the backend has queues, a period that is no time
    * @throws InvalidState ERR_IN_USE for a tap that another device has, ERR_UNSUPPORTED where the
-   *   module was loaded with experimental_zcopytx=1
+   *   module was loaded with experimental_zcopytx=1, or where `serve: 'worker'` is not possible
    */
   static open(options: VhostNetOptions): VhostNet {
     const taps = 'length' in options.backend ? options.backend : [options.backend]
@@ -147,6 +161,7 @@ export class VhostNet implements NetDevice, Disposable {
     }
     const { watchdog = 0 } = options
     if (!(watchdog >= 0)) throw new RangeError(`a watchdog looks every so often: ${watchdog} ms`)
+    checkServing(options)
     if (options.addressSpace !== undefined) refuseZeroCopy()
     const undo: Disposable[] = []
     try {
@@ -418,6 +433,8 @@ export class VhostNet implements NetDevice, Disposable {
       backend: () => this.#tap(index).state,
       onFailure: this.#fail,
       policy: { reply, lookAhead, split, fault, paranoid },
+      serve: options.serve ?? 'loop',
+      busyPollMicroseconds: options.busyPollMicroseconds,
     }
   }
 

@@ -9,10 +9,10 @@
  */
 import { PAGE_SIZE, iovaOfPage } from '../address'
 import type { AccessBits, Iova } from '../address'
-import type { MissHandler } from '../iotlb/miss-handler'
 import type { DmaView } from '../virtio/dma-view'
 import { Chain, SplitQueue } from '../virtio/split-queue'
 import type { ChainRefusal } from '../virtio/split-queue'
+import type { MissLoop } from './miss-worker'
 import type { Vring } from './vring'
 
 /**
@@ -68,7 +68,7 @@ export interface Standing {
   readonly queue: number
   readonly availIndex: number
   readonly view: DmaView
-  readonly handler: MissHandler | undefined
+  readonly handler: MissLoop | undefined
   readonly noticed: StallReport['noticed']
   /** How often it ticked where it stands although all seemed in place. */
   readonly baffled: number
@@ -164,7 +164,7 @@ function lastPageOf(chain: Chain, i: number): number {
 class Work {
   repaired = 0
   readonly refused: Iova[] = []
-  readonly #handler: MissHandler | undefined
+  readonly #handler: MissLoop | undefined
   #left = PAGES
   #renewals = RENEWALS
   #cause: 'permission' | 'stale-entry' | 'unanswered-miss' | undefined
@@ -220,7 +220,7 @@ class Work {
    * A page that the device does not hold is no stall of itself: it asks, and is answered. It is one
    * where it asked before, or where nothing was heard of a ring that has to send.
    */
-  #missing(handler: MissHandler, page: number, wanted: AccessBits, first: boolean): void {
+  #missing(handler: MissLoop, page: number, wanted: AccessBits, first: boolean): void {
     const { noticed, vring } = this.standing
     if (noticed === 'error') return
     if ((first && vring.index === TX) || handler.waits(page)) {
@@ -228,14 +228,14 @@ class Work {
     }
   }
 
-  #short(handler: MissHandler, page: number, wanted: AccessBits): void {
+  #short(handler: MissLoop, page: number, wanted: AccessBits): void {
     const outcome = handler.repair(page, wanted)
     if (outcome === 'fault') this.#refuse(page)
     else if (outcome === 'repaired') this.#mended('permission')
   }
 
   #renew(
-    handler: MissHandler,
+    handler: MissLoop,
     page: number,
     wanted: AccessBits,
     cause: 'stale-entry' | 'unanswered-miss',

@@ -295,7 +295,7 @@ export const TUN_F_TSO6 = 0x04
 /** `struct vhost_msg` and `struct vhost_msg_v2`: both 72 bytes, payload at 8 in both. */
 export const MESSAGE_BYTES = 72
 export const MESSAGE_WORDS = MESSAGE_BYTES / 4
-/** A guard for `native.writeMany`: the host address is the word at 24, its length the one at 16. */
+/** A guard for `native.writer`: the host address is the word at 24, its length the one at 16. */
 export const UPDATE_GUARDS: readonly number[] = [24, 16]
 
 export type MessageVersion = 1 | 2

@@ -52,6 +52,7 @@ export class Vring {
   /** Chains completed, as far as they were seen (`sample`). */
   chains = 0
   readonly #one = new Uint8Array(8)
+  readonly #writeKick: () => number
   readonly #counter = new Uint8Array(8)
   #ring: RingAddresses | undefined
   #used: DmaWindow | undefined
@@ -73,6 +74,7 @@ export class Vring {
     }
     const [kick, call, error] = made
     this.events = { kick, call, error }
+    this.#writeKick = native().writer(kick, this.#one, 8)
   }
 
   get ring(): RingAddresses | undefined {
@@ -180,7 +182,7 @@ export class Vring {
 
   kick(): void {
     this.kicks++
-    native().write(this.events.kick, this.#one, 0, 8)
+    this.#writeKick()
   }
 
   /** Watches for calls and for errors, until `unwatch`. */

@@ -3,14 +3,18 @@ import { SystemError } from '../errors'
 import { native } from '../native'
 import type { Descriptor, Poller } from '../native'
 
-/** @throws SystemError EEXIST for a descriptor that is watched already, EBADF for a closed one */
+/**
+ * @param busyMicroseconds 0 to 1000: how long to look for more before the loop has its turn
+ * @throws SystemError EEXIST for a descriptor that is watched already, EBADF for a closed one
+ */
 export function watch(
   descriptor: Descriptor,
   buffer: ArrayBufferView | null,
   size: number,
   listener: (count: number) => void,
+  busyMicroseconds = 0,
 ): Poller {
-  const poller = native().poll(descriptor, buffer, size, listener)
+  const poller = native().poll(descriptor, buffer, size, listener, busyMicroseconds)
   if (typeof poller === 'number') throw new SystemError(poller, 'poll')
   return poller
 }

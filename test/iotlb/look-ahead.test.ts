@@ -265,3 +265,75 @@ describe('a small table', () => {
     expect(made.handler.stats()).toMatchObject({ evictions: 0, entries: 4 })
   })
 })
+
+describe('a question that is read late', () => {
+  /** The device asked for a page that its guest has taken back by now. */
+  function asked(made: Rig, page: number): void {
+    made.vhost.access(byte(page), 'read')
+    made.vhost.settle()
+  }
+
+  it.each(['off', 'on-miss'] as const)(
+    'is obsolete once its chain was completed: no fault, looking ahead %s',
+    (lookAhead) => {
+      const made = rig(lookAhead)
+      asked(made, IOVA)
+      expect(made.space.faults).toEqual([])
+      expect(made.handler.stats()).toMatchObject({ obsolete: 1, faults: 0, unanswered: 0 })
+    },
+  )
+
+  it('is a fault as long as a chain with that page is not completed', () => {
+    const made = rig('off')
+    offer(made, 0, 2)
+    made.driver.publish()
+    made.space.unmapPages(IOVA, IOVA + 1)
+    asked(made, IOVA + 1)
+    expect(made.handler.stats()).toMatchObject({ obsolete: 0, faults: 1, unanswered: 1 })
+    memory.setU16(0x2002, 2)
+    asked(made, IOVA + 1)
+    expect(made.handler.stats()).toMatchObject({ obsolete: 1, faults: 1 })
+  })
+
+  it.each([
+    [4, true, 'of an indirect table'],
+    [5, false, 'after an indirect table'],
+    [IOVA + 19, false, 'before a buffer'],
+    [IOVA + 20, true, 'where a buffer begins'],
+    [IOVA + 22, true, 'where a buffer ends'],
+    [IOVA + 23, false, 'after a buffer'],
+  ])('of page %i is a fault: %s, it is that %s', (page, fault) => {
+    const made = rig('off')
+    const { driver } = made
+    driver.begin()
+    driver.segment(IOVA + 7, 0, 100, false)
+    driver.segment(IOVA + 20, 4000, 2 * PAGE_SIZE, false)
+    driver.end(0)
+    driver.publish()
+    asked(made, page)
+    expect(made.handler.stats().faults).toBe(fault ? 1 : 0)
+  })
+
+  it('is a fault where the page is in a ring', () => {
+    const made = rig('off')
+    made.handler.preload(IOVA + 50, IOVA + 50, READ)
+    asked(made, IOVA + 50)
+    expect(made.handler.stats()).toMatchObject({ obsolete: 0, faults: 1 })
+  })
+
+  it('is a fault where a chain can not be read', () => {
+    const made = rig('off')
+    offer(made, 0, 1)
+    made.driver.publish()
+    memory.setU16(0x1004, 0xffff)
+    asked(made, IOVA + 9)
+    expect(made.handler.stats()).toMatchObject({ obsolete: 0, faults: 1 })
+  })
+
+  it('is a fault where no ring is known any more', () => {
+    const made = rig('off')
+    made.outlook[Symbol.dispose]()
+    asked(made, IOVA)
+    expect(made.handler.stats()).toMatchObject({ obsolete: 0, faults: 1 })
+  })
+})

@@ -207,3 +207,29 @@ test('who takes over empties the table first, and answers from then on', () => {
 test('a log without room for a record is none', () => {
   expect(() => new MessageLog(new Float64Array(3))).toThrow(RangeError)
 })
+
+test('the other side does not come in between a question and its answer', () => {
+  const order: string[] = []
+  const vhost = new FakeVhost({ worker: 'manual' })
+  const channel = new Refusing(vhost)
+  channel.sent = (message) => order.push(message)
+  const space = new FakeAddressSpace()
+  space.mapPages(5, 5, 9, 3)
+  const turnstile = {
+    ...{ wanted: true, alone: false, depth: 1 },
+    enter: () => order.push('enter'),
+    leave: () => order.push('leave'),
+  } as unknown as Turnstile
+  const log = new MessageLog(new Float64Array(MessageLog.words(8)))
+  const table = new SharedTable({ channel, turnstile, log, answers: true })
+  const memory = hostMemory({ gpaPage: 0, pages: 64 })
+  table.attach(new MissHandler({ channel: table, addressSpace: space, memory }))
+  vhost.access(byte(5), 'read')
+  vhost.work()
+  vhost.turn()
+  const answered = order.indexOf('update')
+  expect(answered).toBeGreaterThan(0)
+  const entered = order.lastIndexOf('enter', answered)
+  expect(order.slice(entered + 1, answered)).toEqual(['drain', 'drain'])
+  expect(order.slice(answered)).toContain('leave')
+})

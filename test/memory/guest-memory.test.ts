@@ -370,6 +370,43 @@ describe('sharing', () => {
     await until(() => memory.loadAcquireU16(2) === 42)
     expect(await ended).toBe(0)
   })
+
+  it('never sees half of what setU64 stores', async () => {
+    using memory = GuestMemory.allocate(PAGE)
+    const worker = new Worker(
+      `const { workerData } = require('node:worker_threads')
+       const mapping = require(workerData.addon).openMapping(workerData.shared.regions[0].id)
+       const words = new Uint32Array(mapping.buffer)
+       let [halves, whole] = [0, 0]
+       while (Atomics.load(words, 4) === 0) {
+         const [low, high, again] = [words[0], words[1], words[0]]
+         if (low !== again || (low & 3) === 0) continue
+         whole++
+         if (high !== 7) halves++
+       }
+       words[5] = halves
+       words[6] = Math.min(whole, 1000)
+       Atomics.store(words, 4, 2)`,
+      {
+        eval: true,
+        workerData: {
+          addon: (native() as unknown as { path: string }).path,
+          shared: memory.share(),
+        },
+      },
+    )
+    const ended = new Promise((resolve) => worker.once('exit', resolve))
+    await new Promise((resolve) => worker.once('online', resolve))
+    for (const end = performance.now() + 300; performance.now() < end;) {
+      for (let i = 0; i < 100; i++) {
+        memory.setU64(0, 0x7_0000_1003n)
+        memory.setU64(0, 0n)
+      }
+    }
+    memory.setU32(16, 1)
+    await ended
+    expect({ halves: memory.u32(20), whole: memory.u32(24) }).toEqual({ halves: 0, whole: 1000 })
+  })
 })
 
 describe('plugging', () => {

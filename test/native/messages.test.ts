@@ -1,8 +1,10 @@
 import { closeSync, openSync, writeSync } from 'node:fs'
 import { afterEach, describe, expect, it } from 'vitest'
 import { native } from '../../lib/native'
+import type { Descriptor } from '../../lib/native'
 import {
   EAGAIN,
+  EBADF,
   EFAULT,
   O_NONBLOCK,
   O_RDWR,
@@ -102,6 +104,59 @@ describe('writeMany', () => {
     expect(native().writeMany(fifo, new Uint8Array(SIZE), SIZE, 0)).toBe(0)
     expect(native().readMany(fifo, new Uint8Array(SIZE), SIZE)).toBe(EAGAIN)
     fifo.close()
+  })
+})
+
+describe('writer', () => {
+  it('writes what is in the buffer at each call', () => {
+    const { fifo } = loopback()
+    const out = new Uint8Array(SIZE)
+    const write = native().writer(fifo, out, SIZE)
+    const buffer = new Uint8Array(2 * SIZE)
+    for (const byte of [1, 2]) {
+      out.fill(byte)
+      expect(write()).toBe(1)
+      expect(native().readMany(fifo, buffer, SIZE)).toBe(1)
+      expect(buffer[SIZE - 1]).toBe(byte)
+    }
+    fifo.close()
+    expect(write()).toBe(EBADF)
+  })
+
+  it('answers -errno, and -EFAULT for a buffer that was detached', () => {
+    const event = eventfd()
+    const out = new BigUint64Array([2n ** 64n - 2n])
+    const write = native().writer(event, out, 8)
+    expect(write()).toBe(1)
+    expect(write()).toBe(EAGAIN)
+    structuredClone(out, { transfer: [out.buffer] })
+    expect(write()).toBe(EFAULT)
+    event.close()
+  })
+
+  it('checks the guarded address of each message', () => {
+    const { fifo } = loopback()
+    const memory = mapped()
+    native().hold(fifo, memory)
+    const out = new BigUint64Array(SIZE / 8)
+    const write = native().writer(fifo, out, SIZE, [24, -PAGE])
+    out[3] = memory.address
+    expect(write()).toBe(1)
+    out[3] = memory.address + 8n
+    expect(write()).toBe(EFAULT)
+    fifo.close()
+  })
+
+  it.each([
+    ['no descriptor', TypeError, () => native().writer({} as Descriptor, new Uint8Array(8), 8)],
+    ['more than the buffer', RangeError, () => native().writer(eventfd(), new Uint8Array(8), 9)],
+    [
+      'a guard outside',
+      RangeError,
+      () => native().writer(eventfd(), new Uint8Array(8), 8, [4, -1]),
+    ],
+  ] as const)('refuses %s', (_, error, make) => {
+    expect(make).toThrow(error)
   })
 })
 

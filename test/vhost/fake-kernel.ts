@@ -53,14 +53,10 @@ export class FakeKernel {
         this.#nodes.has(descriptor)
           ? this.#ioctl(descriptor, request, argument)
           : addon.ioctl(descriptor, request, argument, size, guards),
-      writeMany: (descriptor, buffer, size, count, guards) => {
-        if (!this.#nodes.has(descriptor)) {
-          return addon.writeMany(descriptor, buffer, size, count, guards)
-        }
-        const { buffer: bytes, byteOffset } = buffer
-        this.messages.push(decodeMessage(new Uint8Array(bytes, byteOffset, MESSAGE_BYTES)))
-        return count
-      },
+      writer: (descriptor, buffer, size, guards) =>
+        this.#nodes.has(descriptor)
+          ? () => this.messages.push(decodeMessage(bytesOf(buffer))) && 1
+          : addon.writer(descriptor, buffer, size, guards),
     }
   }
 
@@ -112,3 +108,7 @@ export class FakeKernel {
 
 export const PLAIN = features('VIRTIO_F_VERSION_1')
 export const TRANSLATED = PLAIN | features('VIRTIO_F_ACCESS_PLATFORM')
+
+function bytesOf({ buffer, byteOffset }: ArrayBufferView): Uint8Array {
+  return new Uint8Array(buffer, byteOffset, MESSAGE_BYTES)
+}

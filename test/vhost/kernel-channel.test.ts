@@ -272,3 +272,46 @@ test('the end of the device goes to who asked for errors, and is no exception th
   ending.close()
   reading.close()
 })
+
+describe('in a batch that native has read to its end', () => {
+  test('a drain reads nothing more: the poll tells of what came since', async () => {
+    const drained: number[][] = []
+    channel.onReadable(() => {
+      const pages = channel.drain().map(({ page }) => page)
+      if (pages[0] === 1) ask(2)
+      drained.push(
+        pages,
+        [...channel.drain()].map(({ page }) => page),
+      )
+    })
+    ask(1)
+    await turns(6)
+    expect(drained).toEqual([[1], [], [2], []])
+  })
+
+  test('a discard reads all the same', async () => {
+    const discarded: number[] = []
+    channel.onReadable(() => {
+      ask(2, 3)
+      discarded.push(channel.discard())
+    })
+    ask(1)
+    await turns(6)
+    expect(discarded).toEqual([3])
+  })
+
+  test('a drain outside of it reads again, also after a listener that threw', async () => {
+    const thrown = new Promise((resolve) => process.once('uncaughtException', resolve))
+    const listeners = process.listeners('uncaughtException').slice(0, -1)
+    for (const listener of listeners) process.off('uncaughtException', listener)
+    channel.onReadable(() => {
+      channel.drain()
+      throw new Error('meant')
+    })
+    ask(1)
+    await thrown
+    for (const listener of listeners) process.on('uncaughtException', listener)
+    ask(2)
+    expect(channel.drain().map(({ page }) => page)).toEqual([2])
+  })
+})

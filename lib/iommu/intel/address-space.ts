@@ -96,7 +96,7 @@ export class IntelAddressSpace implements AddressSpace {
       out.lastPage = page
       out.gpaPage = 0
       out.access = 0
-      this.#report(this, page, code, wanted)
+      if (!out.quiet) this.#report(this, page, code, wanted)
       return false
     }
     const { domain, pasid } = translator

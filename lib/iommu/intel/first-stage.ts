@@ -127,6 +127,7 @@ export class FirstStage {
       const word = (at - region.start) >>> 2
       const entry = region.u32[word]
       const entryHigh = region.u32[word + 1]
+      if (region.u32[word] !== entry) return RETRY
       if ((entry & P) === 0) return CODE['fs-not-present']
       if ((entry & US) === 0) return CODE['user-denied']
       if ((entry & RW) === 0) granted &= ~WRITE

@@ -86,7 +86,7 @@ export class SharedIntelAddressSpace implements AddressSpace {
     out.lastPage = page
     out.gpaPage = 0
     out.access = 0
-    if (wanted !== 0) {
+    if (wanted !== 0 && !out.quiet) {
       const { faultDisabled, reachedTables } = translator
       this.#refused({ page, code, wanted, faultDisabled, reachedTables })
     }

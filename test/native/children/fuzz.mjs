@@ -176,6 +176,7 @@ const shaped = {
   socket: [likely(fc.constantFrom(1, 2)), likely(fc.constantFrom(1, 2, 5)), likely(fc.constant(0))],
   write: [descriptors, likely(buffers), sizes, sizes],
   writeMany: [descriptors, likely(buffers), sizes, likely(fc.nat(3)), optional(fitting)],
+  writer: [descriptors, likely(buffers), sizes, optional(fitting)],
 }
 
 const O_NONBLOCK = 0o4000
@@ -187,6 +188,7 @@ function call(name, args) {
   try {
     const result = native[name](...args.map(actual))
     if (typeof result?.close === 'function') result.close()
+    if (typeof result === 'function') result()
     return typeof result
   } catch (error) {
     if (error instanceof Error) return error.constructor.name
@@ -214,6 +216,11 @@ for (const name of names) {
 for (const name of ['readMany', 'writeMany', 'ioctl', 'poll', 'read', 'write']) {
   const { bytes, guards: trap } = hostile()
   call(name, [fifo, bytes, name === 'ioctl' ? 256 : 72, 1, trap])
+}
+
+{
+  const { bytes, guards: trap } = hostile()
+  call('writer', [fifo, bytes, 72, trap])
 }
 
 // Methods, accessors and constructors, on receivers that are not theirs.
@@ -250,6 +257,7 @@ const last = [
   () => native.mapMemory(4096, 0),
   () => native.poll(native.duplicate(event.fd), bytes, 8, () => {}),
   () => native.writeMany(fifo, bytes, 8, 1, [0, -1]),
+  () => native.writer(fifo, bytes, 8, [0, -1])(),
   () => memory.buffer,
 ]
 function deep(attempt) {
