@@ -363,6 +363,7 @@ export class MissHandler implements Notifier, Disposable {
     const { cause, code } = this.#grants
     if (cause === 'obsolete') {
       this.#counters[count.obsolete]++
+      this.#options.onObsolete?.()
       return
     }
     this.#counters[count.faults]++

@@ -20,6 +20,8 @@ export interface FaultOptions {
   readonly fault?: FaultPolicy | undefined
   /** Hears of every miss that cannot be answered, whatever the policy. */
   readonly onFault?: (miss: UnansweredMiss) => void
+  /** Hears of a miss that the tables refuse too, but for which nobody waits any more. */
+  readonly onObsolete?: () => void
   readonly onStop?: (miss: UnansweredMiss) => void
   readonly onDrop?: (miss: UnansweredMiss) => void
 }

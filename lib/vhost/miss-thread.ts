@@ -103,6 +103,7 @@ export type ToMissThread =
   | { readonly kind: 'quit' }
 
 export type FromMissThread =
+  | { readonly kind: 'obsolete' }
   | { readonly kind: 'refused'; readonly refusal: unknown }
   | {
       readonly kind: 'unanswered'

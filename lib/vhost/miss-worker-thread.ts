@@ -80,6 +80,9 @@ class MissThread {
       counters: words.counters,
       ...policy,
       reply: namedPolicy(policy.reply),
+      onObsolete: () => {
+        this.#post({ kind: 'obsolete' })
+      },
       onFault: this.#unanswered('fault'),
       onStop: this.#unanswered('stop'),
       onDrop: this.#unanswered('drop'),

@@ -360,7 +360,11 @@ export class MissWorker implements MissLoop, Notifier {
       this.#translation.record(message.refusal)
       return
     }
-    const { onFault, onStop, onDrop } = this.#options
+    const { onFault, onStop, onDrop, onObsolete } = this.#options
+    if (message.kind === 'obsolete') {
+      onObsolete?.()
+      return
+    }
     const listener = { fault: onFault, stop: onStop, drop: onDrop }[message.what]
     listener?.(message.miss)
   }

@@ -7,6 +7,8 @@
  * Where a step is refused, the steps before it are taken back: a start happened or it did not.
  */
 import { InvalidState, SystemError } from '../errors'
+import type { IotlbChannel } from '../iotlb/channel'
+import type { MissHandlerOptions } from '../iotlb/miss-handler'
 import type { UnansweredMiss } from '../iotlb/unanswered'
 import { physicalView, translatedView } from '../virtio/dma-view'
 import type { DmaView } from '../virtio/dma-view'
@@ -214,11 +216,15 @@ export class NetPair {
 
   #missLoop(channel: KernelChannel): MissLoop {
     const { serve, device, memory, busyPollMicroseconds, decorate, handle } = this.#options
+    const made = (over: IotlbChannel): MissHandlerOptions => ({
+      ...handlerOptions(this.#options, over, this.#onDrop, this.#onFault),
+      onObsolete: this.#noted,
+    })
     if (serve === 'loop') {
-      return handle(handlerOptions(this.#options, decorate(channel), this.#onDrop, this.#onFault))
+      return handle(made(decorate(channel)))
     }
     this.#worker = new MissWorker({
-      ...handlerOptions(this.#options, channel, this.#onDrop, this.#onFault),
+      ...made(channel),
       channel,
       memory,
       fd: device.descriptor.fd,
@@ -335,14 +341,18 @@ export class NetPair {
     for (const ring of this.rings) if (ring !== paused && ring.running) ring.kick()
   }
 
-  /** K6, whatever the policy: no guest makes the kernel keep more than so many notes. */
   readonly #onFault = (miss: UnansweredMiss): void => {
+    this.#noted()
+    this.#options.onFault(miss)
+  }
+
+  /** K6, whatever the policy: no guest makes the kernel keep more than so many notes. */
+  readonly #noted = (): void => {
     const asked = this.handler?.asked ?? 0
     if (asked - this.#notedFrom > MOST_NOTES && !this.#purging) {
       this.#purging = true
       queueMicrotask(this.#purge)
     }
-    this.#options.onFault(miss)
   }
 
   /** Taking a backend away makes the kernel forget (K9); the rings that still want to, ask again. */
