@@ -53,8 +53,6 @@ async function workersOf<T>(open: () => Promise<T>): Promise<readonly [T, readon
 }
 
 test.each([
-  ['passthrough', 'on-miss'],
-  ['static', 'off'],
   ['strict', 'off'],
   ['strict', 'on-kick'],
   ['lazy', 'on-miss'],
@@ -162,7 +160,7 @@ describe('the rules', () => {
     await using rig = await Rig.open(intel, { ...WORKER, ...ASKING })
     const iova = rig.map(0, 'read')
     const length = rig.write(0, frame(1, 100))
-    for (let i = 0; i < 20; i++) {
+    for (let i = 0; i < 10; i++) {
       rig.offer(TX, iova, length)
       rig.nic.stop()
       expect(rig.nic.stats()).toMatchObject({ entries: 0, unanswered: 0 })
@@ -171,15 +169,15 @@ describe('the rules', () => {
       rig.nic.kick(TX)
     }
     await until(() => rig.nic.stats().chains >= 1)
-    while (rig.completed[TX] < 40) await rig.settle()
-    expect(ours(await rig.packets.sync())).toHaveLength(40)
+    while (rig.completed[TX] < 20) await rig.settle()
+    expect(ours(await rig.packets.sync())).toHaveLength(20)
   })
 })
 
 describe('the end of it', () => {
   test('closing while it serves leaves no thread and no descriptor', async () => {
     const counts: string[] = []
-    for (let i = 0; i < 4; i++) {
+    for (let i = 0; i < 3; i++) {
       const [opened, [worker]] = await workersOf(() => Rig.open(intel, { ...WORKER, ...ASKING }))
       const exited = once(worker, 'exit')
       {
@@ -205,7 +203,7 @@ describe('the end of it', () => {
       if (warning.message.includes('miss worker')) warnings.push(warning)
     }
     process.on('warning', warned)
-    for (let i = 0; i < 4; i++) {
+    for (let i = 0; i < 3; i++) {
       const [rig, [worker]] = await workersOf(() => Rig.open(intel, { ...WORKER, ...ASKING }))
       await using feeder = await Feeder.open(rig.tap.name, frame(1, 100, 'host'), 45, 1)
       for (let page = 0; page < 50; page++) rig.offer(RX, rig.map(page, 'write'), 4096)
@@ -222,7 +220,7 @@ describe('the end of it', () => {
     }
     process.off('warning', warned)
     expect(warnings.map(({ message }) => message)).toEqual(
-      Array.from({ length: 4 }, () => expect.stringContaining('event loop') as string),
+      Array.from({ length: 3 }, () => expect.stringContaining('event loop') as string),
     )
     expect(new Set(counts).size, counts.join(', ')).toBe(1)
   })
@@ -230,7 +228,6 @@ describe('the end of it', () => {
   test.each([
     ['exits', 'process.exit(7)', 7],
     ['throws', 'process.exitCode = 1; throw new Error("meant")', 7],
-    ['ends by itself', 'nic.unref()', 0],
   ] as const)('a process that %s while it serves', (_, end, status) => {
     const script = `
       const { GuestMemory, IntelIommu, NetDriver, Tap, VhostNet } = require('./dist')
