@@ -147,7 +147,8 @@ export class NetDriver implements Disposable {
 
   /**
    * Offers a frame where it lies in guest memory; nothing is copied. The bytes are the device's
-   * until `onSent` brings the cookie back. The device hears of it as with `sendFrom`.
+   * until `onSent` brings the cookie back, or the driver is closed. Its pages are mapped whole: the
+   * device can read what else is in them. It hears of the frame as with `sendFrom`.
    * @param gpa guest-physical address of the first byte of the frame, in memory as a whole
    * @throws RangeError for what is not in one region of memory, or has no room for `headroom`
    */
