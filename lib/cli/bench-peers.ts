@@ -23,7 +23,7 @@ const O_RDWR = 2
 /** How often a busy loop looks at the clock. */
 const CLOCK_FRAMES = 64
 /** DPDK takes seconds to come up on an emulated processor. */
-const START_MS = 60_000
+const START_MS = 120_000
 const TESTPMD = ['/usr/bin/dpdk-testpmd', '/usr/local/bin/dpdk-testpmd']
 /** Hugepages of 2 MiB for DPDK's buffers. */
 const HUGE_PAGES = 128
