@@ -1,7 +1,8 @@
 /** Each example does what it says, run as a reader would run it. */
 import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readdirSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { describe, expect, test } from 'vitest'
@@ -67,10 +68,29 @@ function ipv4(protocol: number, port: number, offset = 0): Uint8Array {
 
 describe('the examples', { timeout: 120_000 }, () => {
   test('each of them is tried here', () => {
-    const tried = ['firewall', 'iommu-lab', 'packet-generator', 'ping-responder', 'silent-stall']
+    const tried = [
+      'capture',
+      'firewall',
+      'iommu-lab',
+      'packet-generator',
+      'ping-responder',
+      'silent-stall',
+    ]
     const shared = ['one-device']
     const found = readdirSync(folder).flatMap((name) => (name.endsWith('.mjs') ? [name] : []))
     expect(found.sort()).toEqual([...tried, ...shared].sort().map((name) => `${name}.mjs`))
+  })
+
+  test('capture: frames and messages are in the file', async () => {
+    const directory = mkdtempSync(join(tmpdir(), 'vhost-iotlb-capture-'))
+    const file = join(directory, 'capture.pcapng')
+    const { frames, messages } = counted(await output('capture.mjs', file))
+    const bytes = readFileSync(file)
+    rmSync(directory, { recursive: true })
+    expect(frames).toBeGreaterThanOrEqual(20)
+    expect(messages).toBeGreaterThanOrEqual(40)
+    // pcapng: the block type and the byte order of a section header.
+    expect([bytes.readUInt32LE(0), bytes.readUInt32LE(8)]).toEqual([0x0a0d0d0a, 0x1a2b3c4d])
   })
 
   test('packet-generator: sends what it was asked for, with hardly a miss', async () => {
