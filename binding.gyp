@@ -17,7 +17,8 @@
               "native/messages.cc",
               "native/oldest_libc.cc",
               "native/poller.cc",
-              "native/process_lock.cc"
+              "native/process_lock.cc",
+              "native/vcpu.cc"
             ],
             "include_dirs": [
               "<!(node -p \"require('node-addon-api').include_dir\")"

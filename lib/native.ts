@@ -44,6 +44,21 @@ export interface Poller {
 }
 
 /**
+ * A thread that runs a virtual processor: `KVM_RUN` once per `resume()`. Keeps the event loop alive
+ * until `close()`.
+ */
+export interface VcpuThread {
+  /** `struct kvm_run` (linux/kvm.h) and the pages after it; detached by `close()`. */
+  readonly run: ArrayBuffer
+  /** Enters the guest; a no-op while it is there. Each time, the listener is called once. */
+  resume(): void
+  /** Makes the `KVM_RUN` that is under way end with -EINTR; a no-op where there is none. */
+  interrupt(): void
+  /** The guest has left and the thread has ended when it returns. */
+  close(): void
+}
+
+/**
  * Pairs `[addressAt, lengthAt]`: the unsigned 64-bit little-endian word at byte `addressAt` is a
  * host address whose length is the word at `lengthAt`, or literally `-lengthAt` if negative. The
  * call is refused with -EFAULT, before anything is written, unless `[address, address + length)`
@@ -159,6 +174,20 @@ export interface Native {
     listener: (count: number) => void,
     busyMicroseconds?: number,
   ): Poller | number
+  /**
+   * Maps `byteLength` bytes of a vCPU's descriptor (KVM_GET_VCPU_MMAP_SIZE) and makes a thread for
+   * it. The listener gets what `KVM_RUN` answered, 0 or -errno, in a turn of the event loop; the
+   * processor stands still until `resume()`.
+   *
+   * `onLoop`: the guest runs on the thread of the event loop, whenever that has nothing else to do,
+   * and the thread watches the loop. An exit then wakes nobody; -EINTR is not told.
+   */
+  vcpu(
+    descriptor: Descriptor,
+    byteLength: number,
+    listener: (result: number) => void,
+    onLoop?: boolean,
+  ): VcpuThread | number
   /** setns(2): moves the calling thread only, to the namespace that the descriptor names. */
   setns(descriptor: Descriptor, type: number): number
 }

@@ -7,6 +7,7 @@
 #include "mapping.h"
 #include "messages.h"
 #include "poller.h"
+#include "vcpu.h"
 
 namespace vhost_iotlb {
 
@@ -23,6 +24,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   environment->descriptor_class = Napi::Persistent(Descriptor::Define(env));
   environment->mapping_class = Napi::Persistent(MappingView::Define(env));
   environment->poller_class = Napi::Persistent(Poller::Define(env));
+  environment->vcpu_class = Napi::Persistent(Vcpu::Define(env));
 
   Export<Descriptor::Open>(exports, "open");
   Export<Descriptor::Adopt>(exports, "adopt");
@@ -41,6 +43,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   Export<MappingView::MapMemory>(exports, "mapMemory");
   Export<MappingView::OpenMapping>(exports, "openMapping");
   Export<Poller::Poll>(exports, "poll");
+  Export<Vcpu::Create>(exports, "vcpu");
   return exports;
 }
 

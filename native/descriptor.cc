@@ -17,6 +17,7 @@
 #include "mapping.h"
 #include "poller.h"
 #include "process_lock.h"
+#include "vcpu.h"
 
 namespace vhost_iotlb {
 
@@ -86,6 +87,7 @@ DescriptorState::DescriptorState(int fd, std::shared_ptr<OpenFile> file)
 
 void DescriptorState::Close() {
   while (!polls.empty()) (*polls.begin())->Close();
+  while (!vcpus.empty()) (*vcpus.begin())->Close();
   int fd = std::exchange(fd_, -1);
   if (fd < 0) return;
   {

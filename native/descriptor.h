@@ -16,6 +16,7 @@ namespace vhost_iotlb {
 
 class Mapping;
 class PollHandle;
+class VcpuThread;
 
 // What one descriptor, or several duplicates of it in any threads, have open. It keeps the memory
 // in place that the kernel may use through it, until the last of them is closed.
@@ -48,7 +49,7 @@ class DescriptorState {
   // -1 once closed.
   int fd() const { return fd_; }
 
-  // Stops the polls, then closes, then lets the memory go: in this order, because only the close
+  // Stops the polls and the processors, then closes, then lets the memory go: in this order, because only the close
   // stops the kernel from using it.
   void Close();
   // Whether a read may wait for data. Asks the kernel until the answer is no.
@@ -60,6 +61,7 @@ class DescriptorState {
   OpenFile& file() const { return *file_; }
 
   std::set<PollHandle*> polls;
+  std::set<VcpuThread*> vcpus;
 
  private:
   int fd_;

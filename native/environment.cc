@@ -1,6 +1,7 @@
 #include "environment.h"
 
 #include "poller.h"
+#include "vcpu.h"
 
 namespace vhost_iotlb {
 
@@ -28,13 +29,14 @@ void Environment::OnCleanup(napi_async_cleanup_hook_handle, void* data) {
   auto* self = static_cast<Environment*>(data);
   self->ending_ = true;
   while (!self->open_polls.empty()) (*self->open_polls.begin())->Close();
+  while (!self->open_vcpus.empty()) (*self->open_vcpus.begin())->Close();
   // Removing the hook may destroy this object.
-  if (self->closing_polls == 0) napi_remove_async_cleanup_hook(self->hook_);
+  if (self->closing_handles == 0) napi_remove_async_cleanup_hook(self->hook_);
 }
 
-void Environment::PollClosed() {
-  closing_polls--;
-  if (ending_ && closing_polls == 0) napi_remove_async_cleanup_hook(hook_);
+void Environment::HandleClosed() {
+  closing_handles--;
+  if (ending_ && closing_handles == 0) napi_remove_async_cleanup_hook(hook_);
 }
 
 }  // namespace vhost_iotlb

@@ -59,7 +59,7 @@ PollHandle* PollHandle::Start(Napi::Env env, std::shared_ptr<DescriptorState> de
 void PollHandle::Close() {
   open_ = false;
   environment_->open_polls.erase(this);
-  environment_->closing_polls++;
+  environment_->closing_handles++;
   descriptor_->polls.erase(this);
   uv_close(reinterpret_cast<uv_handle_t*>(&poll_), OnClosed);
   // Everything of JavaScript goes now: when the callback runs, the environment may be ending.
@@ -73,7 +73,7 @@ void PollHandle::OnClosed(uv_handle_t* handle) {
   auto* self = static_cast<PollHandle*>(handle->data);
   Environment* environment = self->environment_;
   delete self;
-  environment->PollClosed();
+  environment->HandleClosed();
 }
 
 void PollHandle::DestroyContext() {

@@ -71,8 +71,13 @@ export async function suite(title, config, { prefix = [], files = [] } = {}) {
 
 /** Whether the VM tests can run on this host itself. */
 export function hostHasVhost() {
+  return hostHas('/dev/vhost-net')
+}
+
+/** Whether root may use a device of this host. */
+export function hostHas(device) {
   try {
-    accessSync('/dev/vhost-net', constants.R_OK | constants.W_OK)
+    accessSync(device, constants.R_OK | constants.W_OK)
     return process.getuid() === 0
   } catch {
     return false
@@ -80,8 +85,9 @@ export function hostHasVhost() {
 }
 
 /** What runs a command in the nested VM; `seconds` with its boot. */
-export function inVm(kernel, seconds) {
-  return [node, 'dist/cli/main.js', 'vm', '--kernel', kernel, '--timeout', `${seconds}`, '--']
+export function inVm(kernel, seconds, options = []) {
+  const limits = ['--kernel', kernel, '--timeout', `${seconds}`]
+  return [node, 'dist/cli/main.js', 'vm', ...limits, ...options, '--']
 }
 
 /** Says what failed, then how much did, and ends the process. */

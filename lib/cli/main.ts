@@ -17,6 +17,7 @@ import { addCompletionCommands } from './completion'
 import { examine, report, usable } from './doctor'
 import { addTraceCommands, record } from './trace-command'
 import { addTopCommand, watchable } from './top-command'
+import { addBootCommand } from './boot-command'
 import { vm } from './vm'
 import type { VmCommandOptions } from './vm'
 
@@ -194,6 +195,8 @@ program
   .addOption(kernel())
   .option('--memory <MiB>', 'memory of the machine', integer, 2048)
   .option('--cpus <n>', 'processors of the machine', integer, 2)
+  .option('--nested', 'a machine that has /dev/kvm', false)
+  .option('--module <name...>', 'kernel modules to insert as well')
   .option('--timeout <seconds>', 'how long it may run, boot included', integer)
   .addHelpText(
     'after',
@@ -205,6 +208,8 @@ program
   .action(async (command: readonly string[], options: VmCommandOptions) => {
     process.exitCode = await vm(command, options)
   })
+
+addBootCommand(program)
 
 addCompletionCommands(program)
 

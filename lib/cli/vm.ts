@@ -11,6 +11,8 @@ export interface VmCommandOptions {
   /** MiB */
   readonly memory?: number
   readonly cpus?: number
+  readonly nested?: boolean
+  readonly module?: readonly string[]
   /** Seconds, boot included; a terminal has a day if left out. */
   readonly timeout?: number
 }
@@ -33,6 +35,8 @@ export async function vm(command: readonly string[], options: VmCommandOptions):
     ...(options.kernel === undefined ? {} : { kernel: options.kernel }),
     ...(options.memory === undefined ? {} : { memoryMiB: options.memory }),
     ...(options.cpus === undefined ? {} : { cpus: options.cpus }),
+    ...(options.module === undefined ? {} : { modules: options.module }),
+    ...(options.nested === undefined ? {} : { nested: options.nested }),
     ...(options.timeout === undefined ? {} : { timeoutSeconds: options.timeout }),
   }
   try {

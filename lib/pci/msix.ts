@@ -143,6 +143,16 @@ export class Msix implements Capability {
     this.#deliverAll()
   }
 
+  /**
+   * The message that an interrupt for a vector is now; undefined where it would be kept pending or
+   * lost. For a machine that lets the kernel send it: to be asked again after each access.
+   */
+  route(vector: number): Message | undefined {
+    const entry = vector < this.#vectors.length ? this.#vectors.at(vector) : undefined
+    if (entry === undefined || !this.#enabled || this.#functionMask || this.#held) return undefined
+    return entry.masked || entry.pending ? undefined : entry.message
+  }
+
   onMessage(listener: (message: Message, vector: number) => void): Disposable {
     return this.#messages.add(listener)
   }

@@ -36,6 +36,7 @@ import type { VhostNetStats } from './net-stats'
 import type { StallReport } from './stall'
 import type { Tap } from './tap'
 import { VhostDevice } from './vhost-device'
+import type { RingEvents } from './vhost-device'
 import type { QueueState } from './vring'
 import { systemClock } from './watchdog'
 import type { Clock } from './watchdog'
@@ -305,6 +306,14 @@ export class VhostNet implements NetDevice, Disposable {
       throw error
     }
     return log
+  }
+
+  /**
+   * The eventfds of a queue, borrowed: for a machine whose guest kicks, and is called, without this
+   * process. While somebody else takes the calls, `onCall` and the count of calls may hear of none.
+   */
+  events(index: number): RingEvents {
+    return this.#ring(index).events
   }
 
   /** Called when the kernel calls the driver for a queue. */

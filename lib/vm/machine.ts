@@ -17,6 +17,8 @@ export interface MachineSettings {
   readonly accelerator: Accelerator
   readonly cpus: number
   readonly memoryMiB: number
+  /** Whether the guest can run virtual machines itself. */
+  readonly nested: boolean
   /** Path of the kernel. */
   readonly kernel: string
   /** Path of the first root file system. */
@@ -87,10 +89,10 @@ class Machine {
   }
 
   #startQemu(): ChildProcess {
-    const { tools, accelerator, cpus, memoryMiB, kernel, image, job } = this.#settings
+    const { tools, accelerator, cpus, memoryMiB, nested, kernel, image, job } = this.#settings
     const { files, ...others } = DESCRIPTORS
     const args = qemuArguments({
-      ...{ accelerator, cpus, memoryMiB, kernel, image },
+      ...{ accelerator, cpus, memoryMiB, nested, kernel, image },
       descriptors: job.packed ? others : { ...others, files },
       terminal: job.terminal !== undefined,
     })

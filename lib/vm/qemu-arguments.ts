@@ -28,6 +28,8 @@ export interface QemuSettings {
   readonly descriptors: Descriptors
   /** Whether stdin and stdout are one terminal (`/dev/hvc0`). */
   readonly terminal: boolean
+  /** The emulated processor has virtualisation (SVM) itself, for a `/dev/kvm` inside. */
+  readonly nested?: boolean
 }
 
 /**
@@ -37,6 +39,8 @@ export interface QemuSettings {
  * that kernel and C library have for processors without it.
  */
 const TCG_CPU = 'Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid,-erms'
+/** The named model with SVM, which QEMU emulates (VMX it does not). */
+const TCG_NESTED_CPU = 'EPYC,+svm,-sha-ni,-monitor,-misalignsse'
 
 /**
  * `no_timer_check` and `tsc=unstable`: Linux 6.1 hung twice on "8254 timer not connected to IO-APIC"
@@ -61,7 +65,7 @@ export function qemuArguments(settings: QemuSettings): string[] {
   return [
     ...['-name', 'vhost-iotlb', '-nodefaults', '-no-user-config', '-no-reboot'],
     ...['-display', 'none', '-machine', 'q35'],
-    ...['-accel', kvm ? 'kvm' : 'tcg,thread=multi', '-cpu', kvm ? 'host' : TCG_CPU],
+    ...['-accel', kvm ? 'kvm' : 'tcg,thread=multi', '-cpu', kvm ? 'host' : tcgCpu(settings)],
     ...['-smp', String(cpus), '-m', `${memoryMiB}M`],
     ...(descriptors.files === undefined ? [] : files(descriptors.files, memoryMiB)),
     ...socketChannel('console', descriptors.console),
@@ -75,6 +79,10 @@ export function qemuArguments(settings: QemuSettings): string[] {
     ...port('stderr', descriptors.stderr),
     ...['-kernel', settings.kernel, '-initrd', settings.image, '-append', kernelArguments()],
   ]
+}
+
+function tcgCpu({ nested = false }: QemuSettings): string {
+  return nested ? TCG_NESTED_CPU : TCG_CPU
 }
 
 function files(descriptor: number, memoryMiB: number): string[] {

@@ -51,6 +51,8 @@ export interface VmOptions {
   readonly stderr?: VmOutput
   /** Gives the command a terminal of that size: output is then all `stdout`. */
   readonly terminal?: TerminalSize
+  /** The machine has `/dev/kvm`; where its processor is emulated, of another model. Default false. */
+  readonly nested?: boolean
   /** Kernel modules to insert beside those for tun, tap, veth and vhost-net. */
   readonly modules?: readonly string[]
   /**
@@ -98,7 +100,9 @@ export async function runInVm(options: VmOptions): Promise<VmResult> {
   const report = (stage: VmStage, text: string) =>
     options.onProgress?.({ stage, text, elapsedMs: Date.now() - started })
   const cache = options.cacheDirectory ?? defaultCacheDirectory()
-  const prepared = await prepare(cache, line, options.modules ?? [], (stage, detail) => {
+  const nested = options.nested ?? false
+  const modules = [...(nested ? kvmModules() : []), ...(options.modules ?? [])]
+  const prepared = await prepare(cache, line, modules, (stage, detail) => {
     report(stage, PREPARE_TEXT[stage](detail))
   })
   const stdout = outputTo(options.stdout ?? 'inherit', process.stdout)
@@ -108,7 +112,7 @@ export async function runInVm(options: VmOptions): Promise<VmResult> {
     return runMachine({
       ...{ tools: prepared.tools, kernel: prepared.kernel.image },
       image: packedImage ?? prepared.image,
-      ...{ accelerator, cpus, memoryMiB, timeoutSeconds },
+      ...{ accelerator, cpus, memoryMiB, nested, timeoutSeconds },
       ...{ stdin: options.stdin, stdout: stdout.stream, stderr: stderr.stream },
       job: jobOf(options, packedImage !== undefined),
       bootSeconds: BOOT_SECONDS[accelerator],
@@ -172,10 +176,20 @@ async function bootTwice(
 function hardwareVirtualisation(): boolean {
   try {
     accessSync('/dev/kvm', constants.R_OK | constants.W_OK)
-    return /^flags\s*:.*\b(vmx|svm)\b/m.test(readFileSync('/proc/cpuinfo', 'latin1'))
+    return /^flags\s*:.*\b(vmx|svm)\b/m.test(cpuInfo())
   } catch {
     return false
   }
+}
+
+/** What is emulated has AMD's. */
+function kvmModules(): readonly string[] {
+  const intel = hardwareVirtualisation() && /^flags\s*:.*\bvmx\b/m.test(cpuInfo())
+  return [intel ? 'kvm_intel' : 'kvm_amd']
+}
+
+function cpuInfo(): string {
+  return readFileSync('/proc/cpuinfo', 'latin1')
 }
 
 function resultOf(ending: Ending): Pick<VmResult, 'status' | 'signal' | 'timedOut'> {

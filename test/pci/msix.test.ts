@@ -161,6 +161,27 @@ describe('an interrupt (PCIe 5.0 6.1.4)', () => {
     expect(sent).toHaveLength(1)
   })
 
+  it('has a route exactly while it would be sent at once', () => {
+    const { msix, control, mask } = made()
+    const routed = (): boolean => msix.route(1) !== undefined
+    msix.table.write(16, 0xfee00000n, 8)
+    msix.table.write(16 + 8, 0x31n, 4)
+    mask(1, false)
+    expect(routed()).toBe(false)
+    control(ENABLE)
+    expect(msix.route(1)).toEqual({ address: 0xfee00000n, data: 0x31 })
+    control(ENABLE | FUNCTION_MASK)
+    expect(routed()).toBe(false)
+    control(ENABLE)
+    msix.hold(true)
+    expect(routed()).toBe(false)
+    msix.hold(false)
+    mask(1, true)
+    expect(routed()).toBe(false)
+    expect(msix.route(3)).toBeUndefined()
+    expect(msix.route(0xffff)).toBeUndefined()
+  })
+
   it('is forgotten by a reset, with the addresses', () => {
     const { msix, config, sent, control, mask } = made()
     msix.table.write(0, 0xfee00000n, 8)

@@ -25,6 +25,11 @@ describe('qemuArguments', () => {
     expect(values(SETTINGS, '-smp')).toEqual(['2'])
   })
 
+  it('emulates a processor with SVM for a machine that has /dev/kvm', () => {
+    expect(values({ ...SETTINGS, nested: true }, '-cpu')[0]).toMatch(/^EPYC,\+svm\b/)
+    expect(values({ ...SETTINGS, nested: true, accelerator: 'kvm' }, '-cpu')).toEqual(['host'])
+  })
+
   it('takes the processor of the host where it is virtualised by hardware', () => {
     const settings: QemuSettings = { ...SETTINGS, accelerator: 'kvm' }
     expect(values(settings, '-cpu')).toEqual(['host'])

@@ -1,6 +1,7 @@
 // Arbitrary arguments to every export and every method: each call returns or throws an Error.
 // In a process of its own because the failure looked for is the end of the process.
 import { execFileSync } from 'node:child_process'
+import { writeFileSync } from 'node:fs'
 import fc from 'fast-check'
 import { native } from './addon.mjs'
 
@@ -13,6 +14,10 @@ const fifo = native.open('fifo', O_RDWR_NONBLOCK)
 const event = native.eventfd(1)
 const SOCK_DGRAM_NONBLOCK = 0o4002
 const socket = native.socket(1, SOCK_DGRAM_NONBLOCK, 0)
+// KVM_RUN is no request of a file's, but its bytes can be mapped as a processor's.
+writeFileSync('area', new Uint8Array(3 * 4096))
+const area = native.open('area', 2)
+const vcpu = native.vcpu(area, 3 * 4096, () => {})
 const closed = native.eventfd(0)
 closed.close()
 const memory = native.mapMemory(8192, 0)
@@ -64,6 +69,8 @@ const objects = fc.constantFrom(
   memory,
   gone,
   poller,
+  vcpu,
+  area,
   native,
   native.open,
   fifo.constructor,
@@ -152,7 +159,6 @@ const shaped = {
   duplicate: [likely(fc.nat(40))],
   eventfd: [likely(fc.nat())],
   hold: [descriptors, likely(fc.constantFrom(memory, gone))],
-  letGo: [descriptors, likely(fc.constantFrom(memory, gone))],
   ioctl: [
     descriptors,
     likely(requests),
@@ -160,6 +166,7 @@ const shaped = {
     optional(sizes),
     optional(fitting),
   ],
+  letGo: [descriptors, likely(fc.constantFrom(memory, gone))],
   mapMemory: [likely(fc.nat(64).map((pages) => pages * 4096)), likely(fc.constantFrom(0, 2 ** 21))],
   open: [likely(fc.constantFrom('fifo', '.', '', 'a\0b', 'x'.repeat(5000))), likely(fc.nat())],
   openMapping: [likely(fc.constantFrom(memory.id, gone.id, 0))],
@@ -174,6 +181,12 @@ const shaped = {
   readMany: [descriptors, likely(buffers), sizes],
   setns: [descriptors, likely(fc.constantFrom(0, 0x40000000))],
   socket: [likely(fc.constantFrom(1, 2)), likely(fc.constantFrom(1, 2, 5)), likely(fc.constant(0))],
+  vcpu: [
+    likely(fc.constantFrom(area, fifo, closed)),
+    likely(fc.constantFrom(4096, 8192, 3 * 4096)),
+    likely(fc.constant(() => {})),
+    optional(likely(fc.boolean())),
+  ],
   write: [descriptors, likely(buffers), sizes, sizes],
   writeMany: [descriptors, likely(buffers), sizes, likely(fc.nat(3)), optional(fitting)],
   writer: [descriptors, likely(buffers), sizes, optional(fitting)],
@@ -224,7 +237,7 @@ for (const name of ['readMany', 'writeMany', 'ioctl', 'poll', 'read', 'write']) 
 }
 
 // Methods, accessors and constructors, on receivers that are not theirs.
-const owners = [fifo, memory, poller]
+const owners = [fifo, memory, poller, vcpu]
 const borrow = (owner, receiver, args) => {
   const prototype = Object.getPrototypeOf(owner)
   for (const [name, property] of Object.entries(Object.getOwnPropertyDescriptors(prototype))) {
@@ -238,7 +251,7 @@ const borrow = (owner, receiver, args) => {
     throw new Error(`${name} accepts ${typeof receiver}`)
   }
 }
-const wrapped = [fifo, event, socket, closed, memory, gone, poller]
+const wrapped = [fifo, event, socket, closed, memory, gone, poller, vcpu, area]
 const foreign = (owner) => (receiver) =>
   !wrapped.includes(receiver) || receiver.constructor !== owner.constructor
 for (const owner of owners) {
@@ -259,6 +272,7 @@ const last = [
   () => native.writeMany(fifo, bytes, 8, 1, [0, -1]),
   () => native.writer(fifo, bytes, 8, [0, -1])(),
   () => memory.buffer,
+  () => native.vcpu(area, 4096, () => {}),
 ]
 function deep(attempt) {
   try {
@@ -279,4 +293,5 @@ for (const attempt of last) {
   }
 }
 
+vcpu.close()
 process.stdout.write(JSON.stringify(tally))

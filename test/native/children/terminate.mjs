@@ -1,4 +1,7 @@
 // Workers that are terminated while they poll, in every state that a poll can be in.
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { rmSync, writeFileSync } from 'node:fs'
 import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads'
 import { assert, native } from './addon.mjs'
 
@@ -6,16 +9,21 @@ const ROUNDS = 50
 
 if (isMainThread) {
   const memory = native.mapMemory(4096, 0)
+  const path = join(tmpdir(), `vhost-iotlb-${process.pid}`)
+  writeFileSync(path, new Uint8Array(4096))
   for (let round = 0; round < ROUNDS; round++) {
-    const worker = new Worker(new URL(import.meta.url), { workerData: { id: memory.id, round } })
+    const worker = new Worker(new URL(import.meta.url), {
+      workerData: { id: memory.id, round, path },
+    })
     await new Promise((resolve) => worker.once('message', resolve))
     await worker.terminate()
   }
   await new Promise((resolve) => setTimeout(resolve, 20))
+  rmSync(path)
   assert(memory.holders === 0, `${memory.holders} holders are left`)
   process.stdout.write(`${ROUNDS} workers`)
 } else {
-  const { id, round } = workerData
+  const { id, round, path } = workerData
   const view = native.openMapping(id)
   const idle = native.eventfd(0)
   const busy = native.eventfd(1)
@@ -28,6 +36,8 @@ if (isMainThread) {
     native.poll(native.eventfd(1), null, 0, () => {
       for (;;);
     })
+  const vcpu = native.vcpu(native.open(path, 2), 4096, () => vcpu.resume(), round % 3 === 1)
+  if (round % 2 === 0) vcpu.resume()
   parentPort.postMessage('polling')
   if (round % 5 === 0) process.exit()
 }

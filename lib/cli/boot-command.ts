@@ -1,0 +1,42 @@
+/** The command about guests, as the command line shows it: `boot`. */
+import { InvalidArgumentError, Option } from 'commander'
+import type { Command } from 'commander'
+import { boot } from './boot'
+import type { BootOptions } from './boot'
+import { LOOK_AHEADS } from './l2fwd-command'
+
+export function addBootCommand(program: Command): void {
+  program
+    .command('boot')
+    .description('boot Linux on KVM, its network card behind the emulated VT-d with ATS')
+    .requiredOption('--kernel <file>', 'a bzImage, such as /boot/vmlinuz')
+    .option('--initrd <file>', 'its initramfs')
+    .option('--append <text>', "the kernel's command line", 'console=ttyS0 intel_iommu=on')
+    .option('--tap <name>', 'the interface of the network card', 'tap%d')
+    .option('--memory <MiB>', 'memory of the guest', positive, 512)
+    .option('--cpus <n>', 'processors of the guest: 1 to 4', positive, 1)
+    .option('--mac <address>', "the network card's address")
+    .addOption(
+      new Option('--look-ahead <when>', 'when to grant before the kernel asks')
+        .choices(LOOK_AHEADS)
+        .default('on-miss'),
+    )
+    .option('--no-ats', 'a network card without ATS')
+    .option('--no-reboot', 'a reset of the guest ends it')
+    .option('--json', 'print one object at the end; the console goes to standard error', false)
+    .addHelpText(
+      'after',
+      '\nThe host needs root, /dev/kvm and /dev/vhost-net. The console is this terminal.' +
+        '\n\nExample:\n  vhost-iotlb boot --kernel /boot/vmlinuz --initrd /boot/initrd.img' +
+        " --append 'console=ttyS0 intel_iommu=on iommu.strict=1' --tap tap0",
+    )
+    .action(async (options: BootOptions) => {
+      process.exitCode = await boot(options)
+    })
+}
+
+function positive(value: string): number {
+  const number = Number(value)
+  if (/^\d+$/.test(value) && Number.isSafeInteger(number) && number > 0) return number
+  throw new InvalidArgumentError('a positive whole number is needed')
+}

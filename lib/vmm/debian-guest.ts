@@ -1,0 +1,53 @@
+/**
+ * A guest to try things on: a stock Debian kernel, as the nested VM has it, with a busybox that does
+ * what it is told (`guest-shell.ts`).
+ */
+import { readFileSync } from 'node:fs'
+import { defaultCacheDirectory } from '../vm/cache'
+import type { CpioEntry } from '../vm/cpio'
+import type { KernelLine } from '../vm/kernel'
+import { modulesInOrder, xzWith } from '../vm/modules'
+import { prepare } from '../vm/prepare'
+import { guestArchive } from './guest-shell'
+import type { LinuxImage } from './linux'
+
+/** What the network card needs. */
+const MODULES: readonly string[] = ['virtio_pci', 'virtio_net']
+
+/** What the guest is told whatever is tried; `quiet` because each byte of console costs an exit. */
+const ALWAYS: readonly string[] = ['console=ttyS0', 'quiet', 'panic=-1', 'mitigations=off']
+
+/** How the guest uses its remapping unit. */
+export const GUEST_MODES = {
+  strict: ['intel_iommu=on', 'iommu.strict=1'],
+  lazy: ['intel_iommu=on', 'iommu.strict=0'],
+  passthrough: ['intel_iommu=on', 'iommu=pt'],
+  off: ['intel_iommu=off'],
+} as const satisfies Readonly<Record<string, readonly string[]>>
+
+export type GuestMode = keyof typeof GUEST_MODES
+
+export interface DebianGuest {
+  /** As `uname -r` will say. */
+  readonly release: string
+  readonly image: LinuxImage
+}
+
+/** @throws VmError where a kernel is missing and cannot be fetched */
+export async function debianGuest(
+  line: KernelLine,
+  mode: GuestMode,
+  extra: readonly CpioEntry[] = [],
+): Promise<DebianGuest> {
+  const { kernel, tools } = await prepare(defaultCacheDirectory(), line, [], () => undefined)
+  const modules = await modulesInOrder(kernel.modules, MODULES, xzWith(tools.busybox))
+  const initrd = guestArchive({ busybox: readFileSync(tools.busybox), modules, extra })
+  return {
+    release: kernel.release,
+    image: {
+      kernel: readFileSync(kernel.image),
+      initrd,
+      commandLine: [...ALWAYS, ...GUEST_MODES[mode]].join(' '),
+    },
+  }
+}

@@ -1,0 +1,104 @@
+/**
+ * A guest that does what it is told: an initramfs whose first process runs each line that comes
+ * through the serial port, and the other end of that conversation.
+ *
+ * For programs that make a guest do something and look at what follows; not for people.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { CpioEntry } from '../vm/cpio'
+import { cpioArchive } from '../vm/cpio'
+import type { KernelModule } from '../vm/modules'
+import type { Machine } from './machine'
+
+/** What the guest says when it takes commands. */
+export const READY = 'guest: ready'
+
+export interface GuestFiles {
+  /** A busybox, statically linked. */
+  readonly busybox: Uint8Array
+  /** In the order in which they are to be inserted. */
+  readonly modules: readonly KernelModule[]
+  readonly extra?: readonly CpioEntry[]
+}
+
+const DIRECTORIES = ['bin', 'dev', 'modules', 'proc', 'sys', 'tmp']
+
+/** What is sent to the guest does not come back, and output is as it was written. */
+const init = (modules: readonly KernelModule[]): string => `#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+exec </dev/ttyS0 >/dev/ttyS0 2>&1
+stty raw -echo
+${modules.map(({ name }) => `insmod /modules/${name}.ko`).join('\n')}
+echo '${READY}'
+while read -r line; do eval "$line"; status=$?; done
+poweroff -f
+`
+
+/** The archive for `LinuxImage.initrd`. */
+export function guestArchive({ busybox, modules, extra = [] }: GuestFiles): Uint8Array {
+  return cpioArchive([
+    ...DIRECTORIES.map((path): CpioEntry => ({ type: 'directory', path })),
+    { type: 'file', path: 'bin/busybox', content: busybox, mode: 0o755 },
+    { type: 'symlink', path: 'bin/sh', target: 'busybox' },
+    { type: 'file', path: 'init', content: Buffer.from(init(modules)), mode: 0o755 },
+    ...modules.map(({ name, content }): CpioEntry => ({
+      type: 'file',
+      path: `modules/${name}.ko`,
+      content,
+    })),
+    ...extra,
+  ])
+}
+
+const POLL_MS = 10
+
+export class GuestShell {
+  /** Everything that the guest has said. */
+  said = ''
+  #machine: Machine | undefined
+  #commands = 0
+  #from = 0
+
+  /** For `MachineOptions.onConsole`. */
+  readonly hear = (byte: number): void => {
+    this.said += String.fromCharCode(byte)
+  }
+
+  /** Waits for the guest to take commands. @throws Error with what it said, where it does not */
+  async ready(machine: Machine, seconds: number): Promise<void> {
+    this.#machine = machine
+    await this.#until(READY, seconds, 'boot')
+  }
+
+  /**
+   * Runs a line of shell in the guest.
+   * @returns what it wrote @throws Error where it fails, or takes longer
+   */
+  async run(command: string, seconds = 60): Promise<string> {
+    const mark = `guest: done ${++this.#commands}:`
+    this.#machine?.type(Buffer.from(`${command}\necho; echo "${mark}$status."\n`))
+    const output = (await this.#until(mark, seconds, command)).trim()
+    const status = await this.#until('.', seconds, command)
+    if (status !== '0') throw new Error(`'${command}' ended with ${status}:\n${output}`)
+    return output
+  }
+
+  /** What was said until there, from where the last wait ended. */
+  async #until(text: string, seconds: number, what: string): Promise<string> {
+    const deadline = performance.now() + seconds * 1000
+    for (;;) {
+      const at = this.said.indexOf(text, this.#from)
+      if (at >= 0) {
+        const before = this.said.slice(this.#from, at)
+        this.#from = at + text.length
+        return before.replaceAll('\r', '')
+      }
+      if (performance.now() > deadline) {
+        throw new Error(`no end of '${what}' in ${seconds} s; the guest said:\n${this.said}`)
+      }
+      await sleep(POLL_MS)
+    }
+  }
+}

@@ -1,0 +1,240 @@
+/**
+ * A small PC for a stock Linux: memory, processors, a serial console, a VT-d unit, and one virtio
+ * network card behind a root port, served by the kernel's vhost-net.
+ *
+ * It exists so that a driver that nobody here wrote programs the remapping unit. It is not a machine
+ * monitor for daily use: no disk, no display, no firmware.
+ */
+import { MiB } from '../address'
+import type { Dmar } from '../acpi/dmar-structures'
+import { IntelIommu } from '../iommu/intel/intel-iommu'
+import type { IntelIommuOptions } from '../iommu/intel/capabilities'
+import { GuestMemory } from '../memory/guest-memory'
+import type { VhostNetOptions, VhostNetStats } from '../vhost/net'
+import type { Tap } from '../vhost/tap'
+import { Bus } from './bus'
+import { Kvm } from './kvm'
+import { DELAY_PORT, ECAM, POWER_PORTS, REMAPPING_BASE, ROOT_PORT, SERIAL } from './layout'
+import { loadBare, loadLinux } from './linux'
+import type { BareImage, LinuxImage } from './linux'
+import { NetFunction } from './net-function'
+import { Power } from './power'
+import { prepareProcessor, startProcessor, writeBootTables } from './processor-state'
+import { SERIAL_BYTES, Serial } from './serial'
+import { acpiTables } from './tables'
+import { Vcpu } from './vcpu'
+import type { VcpuStop } from './vcpu'
+
+export interface MachineOptions extends Pick<VhostNetOptions, 'lookAhead' | 'reply'> {
+  readonly image: LinuxImage | BareImage
+  readonly tap: Tap
+  /** MiB, 256 or more; 512 if left out. */
+  readonly memoryMiB?: number
+  /** 1 to 4; 1 if left out. */
+  readonly processors?: number
+  /** Options of the remapping unit; false: none. */
+  readonly iommu?: IntelIommuOptions | false
+  /** Whether the network card has ATS; true if left out. */
+  readonly ats?: boolean
+  /** The network card's address. */
+  readonly mac?: string
+  /** Runs the first processor on the thread of the event loop; true if left out. */
+  readonly onLoop?: boolean
+  /** What a reset does: starts again, or ends the run as a power-off does. */
+  readonly onReset?: 'boot' | 'end'
+  /** Each byte that the guest sends through the serial port. */
+  readonly onConsole?: (byte: number) => void
+}
+
+export type Ending =
+  | { readonly how: 'power-off' | 'reset' | 'closed' }
+  | { readonly how: 'failed'; readonly reason: string }
+
+export interface MachineStats {
+  readonly boots: number
+  /** Exits of the processors that were handled here. */
+  readonly exits: number
+  readonly nic: VhostNetStats
+  /** Faults that the unit recorded. */
+  readonly recordedFaults: number
+}
+
+const DEFAULT_MEMORY = 512
+const LEAST_MEMORY = 256
+const MOST_PROCESSORS = 4
+const DEFAULT_MAC = '02:00:00:00:00:02'
+const ADDRESS_WIDTH = 48
+
+export class Machine implements Disposable {
+  readonly memory: GuestMemory
+  readonly iommu: IntelIommu | undefined
+  readonly net: NetFunction
+  /** Settled when the guest has powered off, or cannot go on. */
+  readonly ended: Promise<Ending>
+  readonly #options: MachineOptions
+  readonly #processors: number
+  readonly #serial: Serial
+  readonly #memoryBus = new Bus()
+  readonly #ports = new Bus()
+  #kvm: Kvm | undefined
+  #vcpus: readonly Vcpu[] = []
+  #end: (ending: Ending) => void = () => undefined
+  #boots = 0
+  #pastExits = 0
+  #faults = 0
+  #resetting = false
+
+  /** @throws RangeError for options out of range; SystemError where the host refuses */
+  constructor(options: MachineOptions) {
+    this.#options = options
+    const { tap, ats = true, mac = DEFAULT_MAC, iommu = {}, lookAhead, reply } = options
+    this.#processors = inRange('processors', options.processors ?? 1, 1, MOST_PROCESSORS)
+    const memoryMiB = inRange('memoryMiB', options.memoryMiB ?? DEFAULT_MEMORY, LEAST_MEMORY, 4096)
+    this.memory = GuestMemory.allocate(memoryMiB * MiB)
+    this.iommu = iommu === false ? undefined : new IntelIommu(this.memory, iommu)
+    const policy = { ...(lookAhead && { lookAhead }), ...(reply && { reply }) }
+    this.net = new NetFunction({ memory: this.memory, tap, iommu: this.iommu, ats, mac, ...policy })
+    this.#serial = new Serial(
+      (byte) => options.onConsole?.(byte),
+      (asserted) => this.#kvm?.setLine(SERIAL.irq, asserted),
+    )
+    this.ended = new Promise((resolve) => {
+      this.#end = resolve
+    })
+    this.#wire()
+  }
+
+  /** Boots. @throws SystemError ENOENT without KVM; RangeError for a kernel that does not fit */
+  start(): void {
+    this.#powerOn()
+  }
+
+  /** Bytes for the serial port. */
+  type(bytes: Uint8Array): void {
+    this.#serial.receive(bytes)
+  }
+
+  stats(): MachineStats {
+    const exits = this.#vcpus.reduce((sum, vcpu) => sum + vcpu.exits, this.#pastExits)
+    return { boots: this.#boots, exits, nic: this.net.nic.stats(), recordedFaults: this.#faults }
+  }
+
+  /** The guest is stopped where it is. */
+  close(): void {
+    this.#powerDown()
+    this.net[Symbol.dispose]()
+    this.memory.close()
+    this.#end({ how: 'closed' })
+  }
+
+  [Symbol.dispose](): void {
+    this.close()
+  }
+
+  #wire(): void {
+    const { iommu } = this
+    if (iommu !== undefined) {
+      this.#memoryBus.add(REMAPPING_BASE, iommu.registerBytes, iommu)
+      iommu.on('interrupt', (message) => this.#kvm?.signal(message))
+      iommu.on('fault', () => this.#faults++)
+    }
+    this.#memoryBus.add(ECAM.base, ECAM.bytes, this.net.root)
+    this.#ports.add(SERIAL.port, SERIAL_BYTES, this.#serial)
+    const power = new Power(
+      () => {
+        this.#stop({ how: 'power-off' })
+      },
+      () => {
+        this.#reset()
+      },
+    )
+    this.#ports.add(POWER_PORTS.base, POWER_PORTS.bytes, power)
+  }
+
+  /** A new virtual machine of KVM on the same memory, so that nothing of the last run is left. */
+  #powerOn(): void {
+    this.#boots++
+    const { memory } = this
+    const kvm = Kvm.open(memory)
+    this.#kvm = kvm
+    kvm.absorbPort(DELAY_PORT)
+    kvm.coalescePort(SERIAL.port, 1)
+    this.net.attach(kvm, this.#memoryBus)
+    const tables = acpiTables({ processors: this.#processors, dmar: this.#dmar() })
+    for (const { at, bytes } of tables) memory.view(at, bytes.length).set(bytes)
+    writeBootTables(memory)
+    const { image } = this.#options
+    const entry = 'code' in image ? loadBare(memory, image) : loadLinux(memory, image, tables[0].at)
+    this.#vcpus = Array.from({ length: this.#processors }, (_, id) => {
+      const vcpu = kvm.createVcpu(id)
+      prepareProcessor(vcpu, kvm.supportedCpuid, id, this.#processors)
+      if (id === 0) startProcessor(vcpu, entry)
+      return new Vcpu(vcpu, {
+        memory: this.#memoryBus,
+        ports: this.#ports,
+        onLoop: id === 0 && (this.#options.onLoop ?? true),
+        onStop: (stop) => {
+          this.#stopped(stop)
+        },
+      })
+    })
+    for (const vcpu of this.#vcpus) vcpu.start()
+  }
+
+  /** Processors first: nobody then uses a device that goes back to its beginning. */
+  #powerDown(): void {
+    for (const vcpu of this.#vcpus) vcpu.close()
+    this.#pastExits = this.stats().exits
+    this.#vcpus = []
+    this.net.detach()
+    this.iommu?.reset()
+    this.#serial.reset()
+    this.#kvm?.close()
+    this.#kvm = undefined
+  }
+
+  #stopped(stop: VcpuStop): void {
+    if (stop.how === 'shutdown') this.#reset()
+    else this.#stop(stop)
+  }
+
+  /** Not inside the exit that asks for it. */
+  #reset(): void {
+    if (this.#options.onReset === 'end') {
+      this.#stop({ how: 'reset' })
+      return
+    }
+    if (this.#resetting) return
+    this.#resetting = true
+    setImmediate(() => {
+      this.#resetting = false
+      if (this.#kvm === undefined) return
+      this.#powerDown()
+      this.#powerOn()
+    })
+  }
+
+  #stop(ending: Ending): void {
+    setImmediate(() => {
+      this.#powerDown()
+      this.#end(ending)
+    })
+  }
+
+  /** One unit in front of everything, and ATS behind the root port (VT-d 5.10 8.3, 8.5). */
+  #dmar(): Dmar | undefined {
+    if (this.iommu === undefined) return undefined
+    const { device, function: fn } = ROOT_PORT
+    const path = `00:${device.toString(16).padStart(2, '0')}.${fn}`
+    return {
+      hostAddressWidth: Math.min(ADDRESS_WIDTH, this.iommu.capabilities.hostAddressWidth),
+      drhd: [{ base: REMAPPING_BASE, includePciAll: true }],
+      atsr: [{ scopes: [{ type: 'bridge', path }] }],
+    }
+  }
+}
+
+function inRange(name: string, value: number, least: number, most: number): number {
+  if (Number.isInteger(value) && value >= least && value <= most) return value
+  throw new RangeError(`${name} must be an integer from ${least} to ${most}: ${value}`)
+}

@@ -1,0 +1,62 @@
+/**
+ * The PCI Express hierarchy of the machine: a host bridge, one root port, one function behind it.
+ *
+ * Configuration space is memory (ECAM). Which bus is behind the port is for the guest to say, and
+ * whatever it says is possible. PCIe 5.0 7.2.2.
+ */
+import type { MmioDevice } from '../iommu/iommu'
+import { ConfigSpace } from '../pci/config-space'
+import { endpointHeader } from '../pci/header'
+import { RootPort } from '../pci/root-port'
+import { ROOT_PORT } from './layout'
+
+/** A root complex without a driver, as QEMU's generic PCI Express host has it. */
+const HOST_BRIDGE = {
+  ...{ vendor: 0x1b36, device: 0x0008, classCode: 0x060000 },
+  ...{ subsystemVendor: 0x1af4, subsystem: 0x1100 },
+}
+
+export class PciRoot implements MmioDevice {
+  readonly port = new RootPort({ port: 1 })
+  readonly #hostBridge = new ConfigSpace(endpointHeader(HOST_BRIDGE))
+  readonly #function: ConfigSpace
+
+  /** @param behind the function behind the root port: device 0, function 0 */
+  constructor(behind: ConfigSpace) {
+    this.#function = behind
+  }
+
+  /** The 16-bit source id of the function behind the port; undefined while its bus has no number. */
+  get requester(): number | undefined {
+    const buses = this.port.buses
+    return buses === undefined ? undefined : buses.secondary << 8
+  }
+
+  read(offset: number, size: number): bigint {
+    const config = this.#at(offset)
+    return config === undefined
+      ? ALL_ONES >> BigInt(64 - 8 * size)
+      : config.read(offset & 0xfff, size)
+  }
+
+  write(offset: number, value: bigint, size: number): void {
+    this.#at(offset)?.write(offset & 0xfff, value, size)
+  }
+
+  reset(): void {
+    this.#hostBridge.reset('conventional')
+    this.port.reset()
+  }
+
+  #at(offset: number): ConfigSpace | undefined {
+    const bus = offset >>> 20
+    const device = (offset >>> 15) & 31
+    const fn = (offset >>> 12) & 7
+    if (fn !== 0) return undefined
+    if (bus === 0 && device === 0) return this.#hostBridge
+    if (bus === 0) return device === ROOT_PORT.device ? this.port.config : undefined
+    return bus === this.port.buses?.secondary && device === 0 ? this.#function : undefined
+  }
+}
+
+const ALL_ONES = 0xffff_ffff_ffff_ffffn

@@ -1,0 +1,53 @@
+import { describe, expect, it } from 'vitest'
+import { GuestShell, READY } from '../../lib/vmm/guest-shell'
+import type { Machine } from '../../lib/vmm/machine'
+
+/** A machine whose guest answers each line that it is sent. */
+function conversation(answer: (line: string) => string) {
+  const shell = new GuestShell()
+  const say = (text: string): void => {
+    for (const byte of Buffer.from(text)) shell.hear(byte)
+  }
+  const machine = {
+    type: (bytes: Uint8Array) => {
+      const lines = Buffer.from(bytes).toString().split('\n').filter(Boolean)
+      for (const line of lines) {
+        const mark = /echo "(guest: done \d+:)\$status\."/.exec(line)?.[1]
+        say(mark === undefined ? answer(line) : `\r\n${mark}${status}.\r\n`)
+      }
+    },
+  } as unknown as Machine
+  let status = 0
+  return {
+    shell,
+    machine,
+    say,
+    fail: () => {
+      status = 3
+    },
+  }
+}
+
+describe('the other end of a guest', () => {
+  it('gives what each command wrote, and nothing of the others', async () => {
+    const { shell, machine, say } = conversation((line) => `you said ${line}\r\n`)
+    say(`booting\r\n${READY}\r\n`)
+    await shell.ready(machine, 1)
+    expect(await shell.run('one')).toBe('you said one')
+    expect(await shell.run('two')).toBe('you said two')
+  })
+
+  it('throws where a command fails, with what it wrote', async () => {
+    const { shell, machine, say, fail } = conversation(() => 'no such thing\r\n')
+    say(`${READY}\r\n`)
+    await shell.ready(machine, 1)
+    fail()
+    await expect(shell.run('ls nothing')).rejects.toThrow(/'ls nothing' ended with 3:\nno such/)
+  })
+
+  it('throws where the guest does not come up, with all that it said', async () => {
+    const { shell, machine, say } = conversation(() => '')
+    say('Kernel panic')
+    await expect(shell.ready(machine, 0.05)).rejects.toThrow(/no end of 'boot'.*\n?.*Kernel panic/)
+  })
+})

@@ -1,0 +1,104 @@
+/** What Linux never does: a bare guest that writes anything anywhere. The machine goes on, and ends. */
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import type { Tap } from '../../lib/vhost/tap'
+import { ECAM, PCI_WINDOW, REMAPPING_BASE } from '../../lib/vmm/layout'
+import { Machine } from '../../lib/vmm/machine'
+import { quietTap } from '../support/quiet-tap'
+import { program } from './program'
+import type { Access } from './program'
+
+const PORT = ECAM.base + 0x8000
+const CARD = ECAM.base + 0x100000
+const COMMAND = 4
+const BAR = 0x10
+const BUS_NUMBERS = 0x18
+const SEEDS = 2
+const STORES = 400
+
+let tap: Tap
+
+beforeEach(() => {
+  tap = quietTap()
+})
+
+afterEach(() => {
+  tap.close()
+})
+
+/** Runs a bare program to its power-off. */
+async function run(accesses: readonly Access[]): Promise<Machine> {
+  const machine = new Machine({ image: { code: program(accesses) }, tap, memoryMiB: 256 })
+  const failures: unknown[] = []
+  machine.net.pci.onFailure((cause) => failures.push(cause))
+  try {
+    machine.start()
+    expect(await machine.ended).toEqual({ how: 'power-off' })
+    // What the host refused inside a guest's write; a guest cannot make it refuse anything.
+    expect(failures.filter((cause) => !(cause instanceof Error))).toEqual([])
+  } finally {
+    machine.close()
+  }
+  return machine
+}
+
+/** A bus number for the card, its BAR, memory space and bus mastering. */
+const SETUP: readonly Access[] = [
+  { at: PORT + BUS_NUMBERS, size: 4, value: 0x010100 },
+  { at: CARD + BAR, size: 8, value: PCI_WINDOW.base },
+  { at: CARD + COMMAND, size: 2, value: 6 },
+]
+
+/** The same numbers for a seed, at any time (xorshift). */
+function numbers(seed: number): () => number {
+  let state = seed * 2654435761 + 1
+  return () => {
+    state ^= state << 13
+    state ^= state >>> 17
+    state ^= state << 5
+    return state >>> 0
+  }
+}
+
+const SIZES = [1, 2, 4, 8] as const
+
+/** Stores and loads around a window, of values that are often almost right. */
+function anything(seed: number, windows: readonly (readonly [number, number])[]): Access[] {
+  const next = numbers(seed)
+  return Array.from({ length: STORES }, () => {
+    const [base, bytes] = windows[next() % windows.length]
+    const size = SIZES[next() % SIZES.length]
+    const at = base + (next() % bytes)
+    if (next() % 4 === 0) return { at, size }
+    const values = [next(), 0, -1, 1 << (next() % 31), 0x100000, (next() & ~0xfff) | 0x803]
+    return { at, size, value: values[next() % values.length] }
+  })
+}
+
+describe('a bare guest', () => {
+  it('powers off by the register that ACPI names', async () => {
+    const machine = await run([])
+    expect(machine.stats().boots).toBe(1)
+  })
+
+  it.each(Array.from({ length: SEEDS }, (_, seed) => seed + 1))(
+    'writes anything into the registers of the remapping unit (seed %i)',
+    async (seed) => {
+      await run(anything(seed, [[REMAPPING_BASE, 0x300]]))
+    },
+  )
+
+  it.each(Array.from({ length: SEEDS }, (_, seed) => seed + 1))(
+    'writes anything into configuration space and the card (seed %i)',
+    async (seed) => {
+      await run([
+        ...SETUP,
+        ...anything(seed, [
+          [PORT, 0x140],
+          [CARD, 0x140],
+          [PCI_WINDOW.base, 0x6000],
+          [ECAM.base, ECAM.bytes - 8],
+        ]),
+      ])
+    },
+  )
+})
