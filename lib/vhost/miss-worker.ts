@@ -77,7 +77,7 @@ export interface MissWorkerOptions extends Omit<MissHandlerOptions, 'channel' | 
 }
 
 /** Milliseconds until a Worker that does not start, or does not end, is given up. */
-const START_TIMEOUT = 20_000
+const START_TIMEOUT = 60_000
 const END_TIMEOUT = 5_000
 const LOOK_AFTER = 20
 
