@@ -20,6 +20,8 @@ export interface TopOptions {
 }
 
 const CLEAR = '\x1b[H\x1b[J'
+/** What a socket says whose other end has gone. */
+const ENDED: readonly (string | undefined)[] = ['EPIPE', 'ECONNRESET']
 
 /** @returns the exit status: 0 when the process that was watched ends */
 export async function top(from: string | undefined, options: TopOptions): Promise<number> {
@@ -74,19 +76,29 @@ function socketPath(from: string | undefined): string {
 class Samples {
   readonly #socket: Socket
   readonly #lines: AsyncIterator<string>
+  readonly #failed: Promise<never>
+  #answered = false
 
   constructor(socket: Socket) {
     this.#socket = socket
-    // The lines end with the socket; an error before that comes out of `next`.
+    this.#failed = new Promise<never>((_, reject) => socket.on('error', reject))
+    // It may fail while nobody waits for an answer.
+    this.#failed.catch(() => undefined)
     this.#lines = createInterface({ input: socket })[Symbol.asyncIterator]()
   }
 
+  /** undefined once the process has ended, which a write may be the first to hear of. */
   async next(): Promise<MonitorSample | undefined> {
-    if (this.#socket.destroyed) return undefined
-    const failed = new Promise<never>((_, reject) => this.#socket.once('error', reject))
-    this.#socket.write('sample\n')
-    const line = await Promise.race([this.#lines.next(), failed])
-    return line.done === true ? undefined : (JSON.parse(line.value) as MonitorSample)
+    if (!this.#socket.destroyed) this.#socket.write('sample\n')
+    try {
+      const line = await Promise.race([this.#lines.next(), this.#failed])
+      if (line.done === true) return undefined
+      this.#answered = true
+      return JSON.parse(line.value) as MonitorSample
+    } catch (error) {
+      if (this.#answered && ENDED.includes((error as NodeJS.ErrnoException).code)) return undefined
+      throw error
+    }
   }
 
   close(): void {

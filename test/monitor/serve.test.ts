@@ -25,10 +25,13 @@ function device(): FakeDevice {
   return made
 }
 
-async function printed(run: () => Promise<unknown>): Promise<string[]> {
+async function printed(run: () => Promise<unknown>, onLine?: () => unknown): Promise<string[]> {
   const lines: string[] = []
   const { log } = console
-  console.log = (line: string) => lines.push(line)
+  console.log = (line: string) => {
+    lines.push(line)
+    onLine?.()
+  }
   try {
     await run()
   } finally {
@@ -58,9 +61,13 @@ describe('top', () => {
   it('ends when the process that it watches does', async () => {
     const path = join(directory, 'x.sock')
     const served = await serveStats([device()], { path })
-    const watching = printed(() => top(path, { interval: 0.1, json: true }))
-    setTimeout(() => void served.close(), 350)
-    expect((await watching).length).toBeGreaterThan(0)
+    let closing: Promise<void> | undefined
+    const lines = await printed(
+      () => top(path, { interval: 0.01, json: true }),
+      () => (closing ??= served.close()),
+    )
+    await closing
+    expect(lines.length).toBeGreaterThan(0)
     expect(existsSync(path)).toBe(false)
     expect(diagnostics.invalidate.hasSubscribers).toBe(false)
   })

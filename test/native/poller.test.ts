@@ -26,6 +26,26 @@ const ONE = new BigUint64Array([1n])
 
 afterEach(cleanUp)
 
+/** Turns of the loop in which five events were read, each of them sent by the listener before. */
+async function turnsTaken(busyMicroseconds: number): Promise<number> {
+  const event = eventfd(1)
+  const turns = new Set<number>()
+  let turnNumber = 0
+  let left = 5
+  const listener = (): void => {
+    turns.add(turnNumber)
+    if (--left > 0) native().write(event, ONE, 0, 8)
+  }
+  const poller = made(native().poll(event, new Uint8Array(8), 8, listener, busyMicroseconds))
+  while (left > 0) {
+    await turn()
+    turnNumber++
+  }
+  poller.close()
+  event.close()
+  return turns.size
+}
+
 describe('a poll', () => {
   it('reads the pending messages first, and calls once per batch with their number', async () => {
     const { fifo } = loopback()
@@ -182,29 +202,13 @@ describe('a poll', () => {
   })
 
   it('busy polls for what comes within its time, in one turn of the loop', async () => {
-    const event = eventfd(1)
-    const turns: number[] = []
-    let turnNumber = 0
-    let left = 5
-    const poller = made(
-      native().poll(
-        event,
-        new Uint8Array(8),
-        8,
-        () => {
-          turns.push(turnNumber)
-          if (--left > 0) native().write(event, ONE, 0, 8)
-        },
-        200,
-      ),
-    )
-    while (left > 0) {
-      await turn()
-      turnNumber++
+    // Another process may take the processor for longer than the time; not every time.
+    let fewest = Infinity
+    for (let attempt = 0; attempt < 50 && fewest > 1; attempt++) {
+      fewest = Math.min(fewest, await turnsTaken(200))
     }
-    expect(new Set(turns).size).toBe(1)
-    poller.close()
-    event.close()
+    expect(fewest).toBe(1)
+    expect(await turnsTaken(0)).toBe(5)
   })
 
   it('gives the loop back after a millisecond of busy polling', async () => {
