@@ -6,12 +6,7 @@ export default defineConfig({
   test: {
     root: new URL('..', import.meta.url).pathname,
     include: ['vm-tests/**/*.test.ts'],
-    exclude: [
-      'vm-tests/vm/**',
-      'vm-tests/vmm/**',
-      'vm-tests/acpi/**',
-      'vm-tests/release/**',
-    ],
+    exclude: ['vm-tests/vm/**', 'vm-tests/vmm/**', 'vm-tests/acpi/**', 'vm-tests/release/**'],
     pool: 'threads',
     isolate: false,
     fileParallelism: false,
