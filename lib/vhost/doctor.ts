@@ -83,6 +83,8 @@ export class Doctor {
 
   /** A ring that has a right to stand still is kicked all the same: if it does not, it asks again. */
   #examine(ring: Vring, noticed: StallReport['noticed']): void {
+    // It was told, and no kick brings it back.
+    if (this.#backend === 'gone') return
     const { device, clock, firstQueue } = this.#options
     const still = this.#standstills[ring.index]
     const began = clock.now()
@@ -98,7 +100,10 @@ export class Doctor {
     if (finding === undefined || finding.healed) ring.kick()
     if (finding === undefined) return
     const { reason, repaired } = finding
-    if (noticed === 'error' && (reason === 'lost-kick' || reason === 'stale-entry')) still.baffled++
+    const baffling = noticed === 'error' && (reason === 'lost-kick' || reason === 'stale-entry')
+    if (baffling) still.baffled++
+    // One tick may be older than the last repair; it says more only if another one follows.
+    if (baffling && still.baffled === 1) return
     const fresh = still.told !== reason || repaired > 0
     still.told = reason
     if (fresh) this.#report({ ...finding, microseconds: (clock.now() - began) * 1000 })

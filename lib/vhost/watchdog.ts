@@ -37,6 +37,8 @@ export class Standstill {
   told: string | undefined
   #used = -2
   #looks = 0
+  /** Whether it owed work at the last look, from where it stands: slow alone is no stall. */
+  #owed = false
   /** How many misses had been asked at the last look, and when the ring was last cleared of doubt. */
   #seen = 0
   #asked = 0
@@ -47,13 +49,15 @@ export class Standstill {
    * @param offers whether the guest has offered what is not completed
    * @param asked misses of the device so far, which a receiving ring has a right to be silent after
    * @param urgent whether it owes work for certain: it sends, or a miss of it waits
-   * @returns whether it is time to examine the ring
+   * @returns whether it is time to examine the ring: never at the first look that finds it owing
    */
   look(used: number, offers: boolean, asked: number, urgent: boolean): boolean {
     const moved = this.moved(used)
     if (moved) this.#asked = this.#seen
     this.#seen = asked
-    if (moved || !offers || !(urgent || asked !== this.#asked)) return false
+    const owed = this.#owed
+    this.#owed = offers && (urgent || asked !== this.#asked)
+    if (!owed || !this.#owed) return false
     this.#looks++
     const due = (this.#looks & (this.#looks - 1)) === 0 || this.#looks % SELDOM === 0
     if (due) this.#asked = asked
@@ -65,6 +69,7 @@ export class Standstill {
     if (used === this.#used) return false
     this.#used = used
     this.#looks = 0
+    this.#owed = false
     this.baffled = 0
     this.told = undefined
     return true

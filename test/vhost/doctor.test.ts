@@ -110,6 +110,16 @@ test('a ring that sends is examined, kicked and told of once; a repair of none i
   })
 })
 
+test('work that was offered just before a look is not examined at that look', () => {
+  started()
+  clock.advance(5 * PERIOD)
+  offer()
+  clock.advance(PERIOD)
+  expect(reports).toEqual([])
+  clock.advance(PERIOD)
+  expect(reports).toMatchObject([{ queue: TX, noticed: 'watchdog' }])
+})
+
 test('a ring that moves is left alone, however full it is', () => {
   started()
   offer()
@@ -135,6 +145,10 @@ test('a tap that goes down is told of once each time; one that is gone makes an 
   clock.advance(10 * PERIOD)
   expect(reports).toMatchObject([{ queue: 0, reason: 'backend-gone', healed: false }])
   expect([errors, tap.state]).toEqual([[0], 'gone'])
+  const { kicks } = nic.stats()
+  offer()
+  clock.advance(10 * PERIOD)
+  expect([reports.length, nic.stats().kicks]).toEqual([1, kicks])
 })
 
 test('what the kernel refuses to a repair goes to who listens for failures', () => {

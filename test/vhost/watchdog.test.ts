@@ -23,7 +23,22 @@ test('one that owes work is examined at its second look, then ever more seldom',
 test('one that receives is examined only where something was asked since', () => {
   expect(examined(10, (still) => still.look(7, true, 5, false))).toEqual([2])
   let asked = 0
-  expect(examined(10, (still) => still.look(7, true, asked++, false))).toEqual([2, 3, 5, 9])
+  expect(examined(10, (still) => still.look(7, true, asked++, false))).toEqual([3, 4, 6, 10])
+})
+
+test('what was offered just before a look is not examined at that look', () => {
+  const still = new Standstill()
+  for (let i = 0; i < 5; i++) expect(still.look(7, false, 0, true)).toBe(false)
+  expect(still.look(7, true, 0, true)).toBe(false)
+  expect(still.look(7, true, 0, true)).toBe(true)
+})
+
+test('work that was done in between was not owed twice', () => {
+  const still = new Standstill()
+  for (let i = 0; i < 5; i++) {
+    expect(still.look(7, true, 0, true)).toBe(false)
+    expect(still.look(7, false, 0, true)).toBe(false)
+  }
 })
 
 test('what was asked between two looks is not overlooked because the ring moved then, too', () => {
