@@ -17,7 +17,7 @@ import { addCompletionCommands } from './completion'
 import { examine, report, usable } from './doctor'
 import { addTraceCommands, record } from './trace-command'
 import { addTopCommand, watchable } from './top-command'
-import { addBootCommand } from './boot-command'
+import { addGuestCommands } from './guest-commands'
 import { vm } from './vm'
 import type { VmCommandOptions } from './vm'
 
@@ -209,7 +209,7 @@ program
     process.exitCode = await vm(command, options)
   })
 
-addBootCommand(program)
+addGuestCommands(program)
 
 addCompletionCommands(program)
 

@@ -11,8 +11,8 @@ import { prepare } from '../vm/prepare'
 import { guestArchive } from './guest-shell'
 import type { LinuxImage } from './linux'
 
-/** What the network card needs. */
-const MODULES: readonly string[] = ['virtio_pci', 'virtio_net']
+/** What the network card needs, and the kernel's packet generator. */
+const MODULES: readonly string[] = ['virtio_pci', 'virtio_net', 'pktgen']
 
 /** What the guest is told whatever is tried; `quiet` because each byte of console costs an exit. */
 const ALWAYS: readonly string[] = ['console=ttyS0', 'quiet', 'panic=-1', 'mitigations=off']

@@ -14,6 +14,8 @@ export const REMAPPING_BASE = 0xfed9_0000
 
 /** Sleep control, sleep status (ACPI 6.5 4.8.3.7) and reset register, one byte each. */
 export const POWER_PORTS = { base: 0x600, control: 0, status: 1, reset: 2, bytes: 3 } as const
+/** Status and command of a PC's keyboard controller, of which there is only the reset line. */
+export const KEYBOARD_PORT = 0x64
 export const SERIAL = { port: 0x3f8, irq: 4 } as const
 /** A write there only passes time. */
 export const DELAY_PORT = 0x80

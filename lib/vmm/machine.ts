@@ -14,11 +14,19 @@ import type { VhostNetOptions, VhostNetStats } from '../vhost/net'
 import type { Tap } from '../vhost/tap'
 import { Bus } from './bus'
 import { Kvm } from './kvm'
-import { DELAY_PORT, ECAM, POWER_PORTS, REMAPPING_BASE, ROOT_PORT, SERIAL } from './layout'
+import {
+  DELAY_PORT,
+  ECAM,
+  KEYBOARD_PORT,
+  POWER_PORTS,
+  REMAPPING_BASE,
+  ROOT_PORT,
+  SERIAL,
+} from './layout'
 import { loadBare, loadLinux } from './linux'
 import type { BareImage, LinuxImage } from './linux'
 import { NetFunction } from './net-function'
-import { Power } from './power'
+import { KeyboardReset, Power } from './power'
 import { prepareProcessor, startProcessor, writeBootTables } from './processor-state'
 import { SERIAL_BYTES, Serial } from './serial'
 import { acpiTables } from './tables'
@@ -140,15 +148,14 @@ export class Machine implements Disposable {
     }
     this.#memoryBus.add(ECAM.base, ECAM.bytes, this.net.root)
     this.#ports.add(SERIAL.port, SERIAL_BYTES, this.#serial)
-    const power = new Power(
-      () => {
-        this.#stop({ how: 'power-off' })
-      },
-      () => {
-        this.#reset()
-      },
-    )
+    const reset = (): void => {
+      this.#reset()
+    }
+    const power = new Power(() => {
+      this.#stop({ how: 'power-off' })
+    }, reset)
     this.#ports.add(POWER_PORTS.base, POWER_PORTS.bytes, power)
+    this.#ports.add(KEYBOARD_PORT, 1, new KeyboardReset(reset))
   }
 
   /** A new virtual machine of KVM on the same memory, so that nothing of the last run is left. */

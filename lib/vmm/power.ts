@@ -1,4 +1,7 @@
-/** The two registers that end a run of the machine: sleep control and reset (ACPI 6.5 4.8.3.6, 4.8.3.7). */
+/**
+ * What ends a run of the machine: the registers for sleep and reset (ACPI 6.5 4.8.3.6, 4.8.3.7), and
+ * the reset line of a PC's keyboard controller, for those who do not read ACPI.
+ */
 import type { MmioDevice } from '../iommu/iommu'
 import { POWER_PORTS } from './layout'
 import { RESET_VALUE, SLEEP_S5 } from './tables'
@@ -25,5 +28,25 @@ export class Power implements MmioDevice {
     if (offset === POWER_PORTS.reset && number === RESET_VALUE) this.#reset()
     if (offset !== POWER_PORTS.control || (number & SLEEP_ENABLE) === 0) return
     if (((number >> SLEEP_TYPE_SHIFT) & SLEEP_TYPE) === SLEEP_S5) this.#powerOff()
+  }
+}
+
+/** The command of the 8042 that pulls the line which resets the processor. */
+const PULSE_RESET = 0xfen
+
+/** Port 0x64 without a keyboard: ready for a command at any time, and with one that does something. */
+export class KeyboardReset implements MmioDevice {
+  readonly #reset: () => void
+
+  constructor(reset: () => void) {
+    this.#reset = reset
+  }
+
+  read(): bigint {
+    return 0n
+  }
+
+  write(_offset: number, value: bigint): void {
+    if (value === PULSE_RESET) this.#reset()
   }
 }

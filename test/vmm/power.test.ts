@@ -1,5 +1,5 @@
 import { expect, it } from 'vitest'
-import { Power } from '../../lib/vmm/power'
+import { KeyboardReset, Power } from '../../lib/vmm/power'
 
 it.each([
   ['S5 with the enable bit powers off', 0, 0x34, 'off'],
@@ -16,4 +16,14 @@ it.each([
   )
   power.write(offset, BigInt(value))
   expect(said).toBe(expected)
+})
+
+it('the keyboard controller is always ready, and resets by its pulse alone', () => {
+  let resets = 0
+  const keyboard = new KeyboardReset(() => resets++)
+  expect(keyboard.read()).toBe(0n)
+  keyboard.write(0, 0xaen)
+  expect(resets).toBe(0)
+  keyboard.write(0, 0xfen)
+  expect(resets).toBe(1)
 })

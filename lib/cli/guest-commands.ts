@@ -1,11 +1,15 @@
-/** The command about guests, as the command line shows it: `boot`. */
+/** The commands about guests, as the command line shows them: `boot`, `guest`. */
 import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
+import { KERNEL_LINES } from '../vm/kernel'
 import { boot } from './boot'
 import type { BootOptions } from './boot'
+import { WHERES } from './demo-command'
+import { MODES, guest } from './guest-command'
+import type { GuestOptions } from './guest-command'
 import { LOOK_AHEADS } from './l2fwd-command'
 
-export function addBootCommand(program: Command): void {
+export function addGuestCommands(program: Command): void {
   program
     .command('boot')
     .description('boot Linux on KVM, its network card behind the emulated VT-d with ATS')
@@ -32,6 +36,40 @@ export function addBootCommand(program: Command): void {
     )
     .action(async (options: BootOptions) => {
       process.exitCode = await boot(options)
+    })
+
+  program
+    .command('guest')
+    .description(
+      'boot a stock Debian guest behind the emulated VT-d, and count what its frames cost',
+    )
+    .addOption(
+      new Option('--where <place>', 'on this host, or in a nested VM')
+        .choices(WHERES)
+        .default('auto'),
+    )
+    .addOption(
+      new Option('--mode <mode>', 'how the guest uses its IOMMU').choices(MODES).default('strict'),
+    )
+    .option('--packets <n>', 'frames each way', positive, 100_000)
+    .addOption(
+      new Option('--look-ahead <when>', 'when to grant before the kernel asks')
+        .choices(LOOK_AHEADS)
+        .default('on-miss'),
+    )
+    .option('--no-ats', 'a network card without ATS')
+    .addOption(
+      new Option('--kernel <line>', 'the Debian kernel of the guest, and of the nested VM')
+        .choices(KERNEL_LINES)
+        .default('6.12'),
+    )
+    .option('--json', 'print one object, and nothing else, on standard output', false)
+    .addHelpText(
+      'after',
+      '\nExample:\n  vhost-iotlb guest --mode lazy --packets 10000 --json | jq .missesPer1000',
+    )
+    .action(async (options: GuestOptions) => {
+      process.exitCode = await guest(options)
     })
 }
 

@@ -1,0 +1,67 @@
+/** The command `guest`: the experiment with a stock guest, in the nested VM or on this host. */
+import { accessSync, constants } from 'node:fs'
+import { join } from 'node:path'
+import { runInVm } from '../vm/run-in-vm'
+import type { KernelLine } from '../vm/kernel'
+import { GUEST_MODES } from '../vmm/debian-guest'
+import type { GuestMode } from '../vmm/debian-guest'
+import { hostCan } from './demo-command'
+import type { WHERES } from './demo-command'
+import { guestExperiment } from './guest'
+import type { LOOK_AHEADS } from './l2fwd-command'
+
+export const MODES = Object.keys(GUEST_MODES) as readonly GuestMode[]
+
+export interface GuestOptions {
+  readonly where: (typeof WHERES)[number]
+  readonly mode: GuestMode
+  readonly packets: number
+  readonly lookAhead: (typeof LOOK_AHEADS)[number]
+  readonly ats: boolean
+  readonly kernel: KernelLine
+  readonly json: boolean
+}
+
+const VM_SECONDS = 900
+
+/** @returns the exit status: 0 only if nothing was lost */
+export async function guest(options: GuestOptions): Promise<number> {
+  const inside = options.where === 'vm' || (options.where === 'auto' && !hostHasKvm())
+  return inside ? inVm(options) : onHost(options)
+}
+
+async function onHost({ mode, packets, lookAhead, ats, kernel, json }: GuestOptions) {
+  const print = json ? console.error : console.log
+  const result = await guestExperiment({ line: kernel, mode, packets, lookAhead, ats, print })
+  if (json) console.log(JSON.stringify(result))
+  return result.ok ? 0 : 1
+}
+
+async function inVm(options: GuestOptions): Promise<number> {
+  const { mode, packets, lookAhead, ats, kernel, json } = options
+  const flags = [
+    ...['--where', 'host', '--kernel', kernel, '--mode', mode, '--packets', String(packets)],
+    ...['--look-ahead', lookAhead, ...(ats ? [] : ['--no-ats']), ...(json ? ['--json'] : [])],
+  ]
+  const { status } = await runInVm({
+    command: [process.execPath, join(__dirname, 'main.js'), 'guest', ...flags],
+    projectDirectory: process.cwd(),
+    kernel,
+    nested: true,
+    modules: ['pktgen'],
+    timeoutSeconds: VM_SECONDS,
+    onProgress: ({ text, elapsedMs }) => {
+      console.error(`${(elapsedMs / 1000).toFixed(1).padStart(5)} s  ${text}`)
+    },
+  })
+  return status
+}
+
+function hostHasKvm(): boolean {
+  try {
+    accessSync('/dev/kvm', constants.R_OK | constants.W_OK)
+    return hostCan()
+  } catch {
+    return false
+  }
+}
