@@ -165,6 +165,8 @@ async function sendIn(
       }
     }
     await quietened(() => statistic(tap, 'tx_packets'))
+    // The guest has yet to take what its queue holds.
+    await quietened(arrived)
     return { sent: statistic(tap, 'tx_packets') - first, received: (await arrived()) - before }
   })
 }
@@ -175,9 +177,10 @@ function patience(packets: number): number {
 }
 
 /** Until nothing moves any more: what is in the queues when the generator ends still counts. */
-async function quietened(count: () => number): Promise<void> {
-  for (let last = -1; last !== count();) {
-    last = count()
+async function quietened(count: () => number | Promise<number>): Promise<void> {
+  let now = await count()
+  for (let last = -1; last !== now; now = await count()) {
+    last = now
     await sleep(SETTLE_MS)
   }
 }

@@ -33,6 +33,8 @@ export const LOW = {
   /** Above it is what a BIOS would have for itself. */
   end: 0x9_fc00,
   tables: 0xe_0000,
+  /** Where a processor of a PC starts in real mode. */
+  resetVector: 0xf_fff0,
   tablesEnd: 0x10_0000,
 } as const
 

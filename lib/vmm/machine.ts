@@ -26,7 +26,7 @@ import {
 import { loadBare, loadLinux } from './linux'
 import type { BareImage, LinuxImage } from './linux'
 import { NetFunction } from './net-function'
-import { KeyboardReset, Power } from './power'
+import { KeyboardReset, Power, RESET_CODE } from './power'
 import { prepareProcessor, startProcessor, writeBootTables } from './processor-state'
 import { SERIAL_BYTES, Serial } from './serial'
 import { acpiTables } from './tables'
@@ -168,7 +168,7 @@ export class Machine implements Disposable {
     kvm.coalescePort(SERIAL.port, 1)
     this.net.attach(kvm, this.#memoryBus)
     const tables = acpiTables({ processors: this.#processors, dmar: this.#dmar() })
-    for (const { at, bytes } of tables) memory.view(at, bytes.length).set(bytes)
+    for (const { at, bytes } of [...tables, RESET_CODE]) memory.view(at, bytes.length).set(bytes)
     writeBootTables(memory)
     const { image } = this.#options
     const entry = 'code' in image ? loadBare(memory, image) : loadLinux(memory, image, tables[0].at)

@@ -3,8 +3,26 @@
  * the reset line of a PC's keyboard controller, for those who do not read ACPI.
  */
 import type { MmioDevice } from '../iommu/iommu'
-import { POWER_PORTS } from './layout'
+import { LOW, POWER_PORTS } from './layout'
 import { RESET_VALUE, SLEEP_S5 } from './tables'
+import type { Placed } from './tables'
+
+const RESET_PORT = POWER_PORTS.base + POWER_PORTS.reset
+
+/**
+ * What a BIOS would have at the reset vector, in real mode: here it writes the reset register. Linux
+ * jumps there, and tries nothing else first, on a machine with hardware-reduced ACPI and without EFI
+ * (arch/x86/kernel/reboot.c).
+ */
+export const RESET_CODE: Placed = {
+  at: LOW.resetVector,
+  bytes: Uint8Array.of(
+    ...[0xba, RESET_PORT & 0xff, RESET_PORT >> 8], // mov dx, RESET_PORT
+    ...[0xb0, RESET_VALUE], // mov al, RESET_VALUE
+    0xee, // out dx, al
+    ...[0xf4, 0xeb, 0xfd], // hlt, for ever
+  ),
+}
 
 const SLEEP_ENABLE = 0x20
 const SLEEP_TYPE_SHIFT = 2

@@ -1,5 +1,5 @@
 import { expect, it } from 'vitest'
-import { KeyboardReset, Power } from '../../lib/vmm/power'
+import { KeyboardReset, Power, RESET_CODE } from '../../lib/vmm/power'
 
 it.each([
   ['S5 with the enable bit powers off', 0, 0x34, 'off'],
@@ -26,4 +26,12 @@ it('the keyboard controller is always ready, and resets by its pulse alone', () 
   expect(resets).toBe(0)
   keyboard.write(0, 0xfen)
   expect(resets).toBe(1)
+})
+
+it('the reset vector holds a write to the reset register, and fits below the first mebibyte', () => {
+  const { at, bytes } = RESET_CODE
+  expect(at).toBe(0xffff0)
+  expect(at + bytes.length).toBeLessThanOrEqual(0x100000)
+  // mov dx, 0x602; mov al, 1; out dx, al
+  expect([...bytes.subarray(0, 6)]).toEqual([0xba, 0x02, 0x06, 0xb0, 0x01, 0xee])
 })
