@@ -1,5 +1,5 @@
 /** The commands about guests, as the command line shows them: `boot`, `guest`. */
-import { InvalidArgumentError, Option } from 'commander'
+import { Option } from 'commander'
 import type { Command } from 'commander'
 import { KERNEL_LINES } from '../vm/kernel'
 import { boot } from './boot'
@@ -8,6 +8,7 @@ import { WHERES } from './demo-command'
 import { MODES, guest } from './guest-command'
 import type { GuestOptions } from './guest-command'
 import { LOOK_AHEADS } from './l2fwd-command'
+import { positive } from './numbers'
 
 export function addGuestCommands(program: Command): void {
   program
@@ -71,10 +72,4 @@ export function addGuestCommands(program: Command): void {
     .action(async (options: GuestOptions) => {
       process.exitCode = await guest(options)
     })
-}
-
-function positive(value: string): number {
-  const number = Number(value)
-  if (/^\d+$/.test(value) && Number.isSafeInteger(number) && number > 0) return number
-  throw new InvalidArgumentError('a positive whole number is needed')
 }

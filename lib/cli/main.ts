@@ -2,7 +2,7 @@
 /** The command line: options in, exit status out. Each command's work is in its own file. */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { Command, InvalidArgumentError, Option } from 'commander'
+import { Command, Option } from 'commander'
 import { MAPPINGS, WHERES, demo } from './demo-command'
 import type { DemoOptions } from './demo-command'
 import { LOOK_AHEADS, PAGE_SIZES, l2fwd } from './l2fwd-command'
@@ -20,6 +20,7 @@ import { addTopCommand, watchable } from './top-command'
 import { addGuestCommands } from './guest-commands'
 import { vm } from './vm'
 import type { VmCommandOptions } from './vm'
+import { positive, wholeNumber } from './numbers'
 
 const { version } = JSON.parse(readFileSync(join(__dirname, '../../package.json'), 'utf8')) as {
   version: string
@@ -72,8 +73,8 @@ watchable(program.command('l2fwd'))
       .default('on-miss'),
   )
   .option('--merge <bytes>', 'largest reply; 0 answers each miss with its own page', wholeNumber)
-  .option('--queues <pairs>', 'pairs of queues of each port', integer, 1)
-  .option('--duration <seconds>', 'how long; without it, until interrupted', integer)
+  .option('--queues <pairs>', 'pairs of queues of each port', positive, 1)
+  .option('--duration <seconds>', 'how long; without it, until interrupted', positive)
   .option(
     '--generate <rate>',
     "frames a second into each tap by the kernel's pktgen; 0: all it can",
@@ -165,7 +166,7 @@ program
   .requiredOption('--root <rtaddr>', 'the root table register (0x20), with its mode bits', address)
   .option('--cap <cap>', 'the capability register (0x08); without it, all that there is', address)
   .option('--ecap <ecap>', 'the extended capability register (0x10)', address)
-  .option('--host-width <bits>', 'width of guest-physical addresses', integer)
+  .option('--host-width <bits>', 'width of guest-physical addresses', positive)
   .addOption(
     new Option('--access <access>', 'what the device wants to do')
       .choices(ACCESSES)
@@ -193,11 +194,11 @@ program
   .argument('[command...]', 'program and arguments, with the files of this host')
   .passThroughOptions()
   .addOption(kernel())
-  .option('--memory <MiB>', 'memory of the machine', integer, 2048)
-  .option('--cpus <n>', 'processors of the machine', integer, 2)
+  .option('--memory <MiB>', 'memory of the machine', positive, 2048)
+  .option('--cpus <n>', 'processors of the machine', positive, 2)
   .option('--nested', 'a machine that has /dev/kvm', false)
   .option('--module <name...>', 'kernel modules to insert as well')
-  .option('--timeout <seconds>', 'how long it may run, boot included', integer)
+  .option('--timeout <seconds>', 'how long it may run, boot included', positive)
   .addHelpText(
     'after',
     '\nThe current directory is shared for writing, all else is kept in memory. The exit status is' +
@@ -229,20 +230,4 @@ function kernel(): Option {
   return new Option('--kernel <line>', "the nested VM's kernel")
     .choices(['6.12', '6.1'])
     .default('6.12')
-}
-
-function wholeNumber(value: string): number {
-  const number = Number(value)
-  if (!/^\d+$/.test(value) || !Number.isSafeInteger(number)) {
-    throw new InvalidArgumentError('a whole number is needed')
-  }
-  return number
-}
-
-function integer(value: string): number {
-  const number = Number(value)
-  if (!/^\d+$/.test(value) || !Number.isSafeInteger(number) || number === 0) {
-    throw new InvalidArgumentError('a positive whole number is needed')
-  }
-  return number
 }

@@ -4,6 +4,7 @@ import type { Command } from 'commander'
 import type { Watched } from '../monitor/monitor'
 import { serveMetrics, serveStats } from '../monitor/serve'
 import type { Served } from '../monitor/serve'
+import { positive } from './numbers'
 import { top } from './top'
 import type { TopOptions } from './top'
 
@@ -80,13 +81,5 @@ export function hostAndPort(text: string): { readonly host?: string; readonly po
 function seconds(value: string): number {
   const number = Number(value)
   if (!(number >= 0.1 && number <= 3600)) throw new InvalidArgumentError('0.1 to 3600 seconds')
-  return number
-}
-
-function positive(value: string): number {
-  const number = Number(value)
-  if (!Number.isSafeInteger(number) || number < 1) {
-    throw new InvalidArgumentError('a positive whole number is needed')
-  }
   return number
 }

@@ -5,6 +5,7 @@ import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
 import { MAPPINGS, WHERES, demo } from './demo-command'
 import type { DemoOptions } from './demo-command'
+import { wholeNumber } from './numbers'
 import { replayCommand, replyPolicy } from './replay-command'
 import type { ReplayOptions } from './replay-command'
 import { readTrace } from '../trace/codec'
@@ -53,7 +54,7 @@ export function addTraceCommands(program: Command): void {
     .command('replay')
     .description('run a trace again: check it, show a moment of it, try other policies on it')
     .argument('<file>', 'a trace')
-    .option('--stop <events>', 'show what is known after so many events', whole)
+    .option('--stop <events>', 'show what is known after so many events', wholeNumber)
     .option('--policy <policy...>', 'simulate replies: exact, merged:BYTES', policy)
     .addOption(
       new Option('--look-ahead <when...>', 'simulate looking ahead').choices([
@@ -109,16 +110,8 @@ function pcapng(from: string, to: string, json: boolean): number {
   return 0
 }
 
-function whole(value: string): number {
-  const number = Number(value)
-  if (!/^\d+$/.test(value) || !Number.isSafeInteger(number)) {
-    throw new InvalidArgumentError('a whole number is needed')
-  }
-  return number
-}
-
 function several(value: string, before: readonly number[] | undefined): readonly number[] {
-  const number = whole(value)
+  const number = wholeNumber(value)
   if (number === 0) throw new InvalidArgumentError('a device has one entry at least')
   return [...(before ?? []), number]
 }
