@@ -1,9 +1,8 @@
 /** Ethernet frames of an experimental type (IEEE 802, 0x88b5), told apart by number and content. */
+import { ETHERTYPE, frameNumber, testFrame } from '../../lib/testing/conformance/frames'
 
-export const ETHERTYPE = 0x88b5
-const GUEST = [0x02, 0, 0, 0, 0, 0x01]
+export { ETHERTYPE, frameNumber }
 const HOST = [0x02, 0, 0, 0, 0, 0x02]
-const HEAD = 18
 
 /** A frame of `length` bytes: its number at 14, then bytes that follow from both. */
 export function frame(
@@ -11,17 +10,9 @@ export function frame(
   length: number,
   from: 'guest' | 'host' = 'guest',
 ): Uint8Array {
-  const bytes = new Uint8Array(length)
-  bytes.set([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, ...(from === 'guest' ? GUEST : HOST)])
-  const view = new DataView(bytes.buffer)
-  view.setUint16(12, ETHERTYPE)
-  view.setUint32(14, number)
-  for (let i = HEAD; i < length; i++) bytes[i] = (number * 7 + i) & 0xff
+  const bytes = testFrame(number, length)
+  if (from === 'host') bytes.set(HOST, 6)
   return bytes
-}
-
-export function frameNumber(bytes: Uint8Array): number {
-  return new DataView(bytes.buffer, bytes.byteOffset).getUint32(14)
 }
 
 /** Those of our type, so that what the host's own stack sends does not count. */
