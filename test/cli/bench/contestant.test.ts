@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
-import { frameOf, interleaved, moved, warmedUp } from '../../lib/cli/bench-contestant'
-import type { Contestant } from '../../lib/cli/bench-contestant'
-import { difference, hitRate } from '../../lib/cli/l2fwd'
+import { frameOf, interleaved, moved, warmedUp } from '../../../lib/cli/bench/contestant'
+import type { Contestant } from '../../../lib/cli/bench/contestant'
+import { difference, hitRate } from '../../../lib/cli/l2fwd'
 
 const quiet = (): void => undefined
 

@@ -5,18 +5,18 @@
  * More pages are mapped than the device has entries, so that each is asked for again by the time
  * it is used again, and nobody has to take it back.
  */
-import { MiB, PAGE_SIZE, READ, READWRITE } from '../address'
-import { IntelIommuDriver } from '../guest/intel-iommu-driver'
-import { PageAllocator } from '../guest/page-allocator'
-import { IntelIommu } from '../iommu/intel/intel-iommu'
-import { exact } from '../iotlb/reply-policy'
-import { GuestMemory } from '../memory/guest-memory'
-import { moduleParameter } from '../vhost/module-parameters'
-import { VhostNet } from '../vhost/net'
-import { Tap } from '../vhost/tap'
-import { DriverQueue } from '../virtio/driver-queue'
-import { features } from '../virtio/net'
-import { frameOf } from './bench-contestant'
+import { MiB, PAGE_SIZE, READ, READWRITE } from '../../address'
+import { IntelIommuDriver } from '../../guest/intel-iommu-driver'
+import { PageAllocator } from '../../guest/page-allocator'
+import { IntelIommu } from '../../iommu/intel/intel-iommu'
+import { exact } from '../../iotlb/reply-policy'
+import { GuestMemory } from '../../memory/guest-memory'
+import { moduleParameter } from '../../vhost/module-parameters'
+import { VhostNet } from '../../vhost/net'
+import { Tap } from '../../vhost/tap'
+import { DriverQueue } from '../../virtio/driver-queue'
+import { features } from '../../virtio/net'
+import { frameOf } from './contestant'
 
 const TX = 1
 const RING = 256

@@ -2,20 +2,20 @@
 import { execFile, spawn } from 'node:child_process'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { MiB, READ } from '../address'
-import { IntelIommuDriver } from '../guest/intel-iommu-driver'
-import { NetDriver } from '../guest/net-driver'
-import type { Mapping } from '../guest/net-driver'
-import { IntelIommu } from '../iommu/intel/intel-iommu'
-import { PageTranslation } from '../memory/address-space'
-import { GuestMemory } from '../memory/guest-memory'
-import { LoopbackDevice } from '../testing/loopback-device'
-import { frameOf } from './bench-contestant'
-import type { Contestant } from './bench-contestant'
-import { median } from './bench-figures'
-import type { Sample } from './bench-figures'
-import { HeapWatch } from './bench-heap'
-import { text } from './bench-peers'
+import { MiB, READ } from '../../address'
+import { IntelIommuDriver } from '../../guest/intel-iommu-driver'
+import { NetDriver } from '../../guest/net-driver'
+import type { Mapping } from '../../guest/net-driver'
+import { IntelIommu } from '../../iommu/intel/intel-iommu'
+import { PageTranslation } from '../../memory/address-space'
+import { GuestMemory } from '../../memory/guest-memory'
+import { LoopbackDevice } from '../../testing/loopback-device'
+import { frameOf } from './contestant'
+import type { Contestant } from './contestant'
+import { median } from './figures'
+import type { Sample } from './figures'
+import { HeapWatch } from './heap'
+import { text } from './peers'
 
 const REQUESTER = '00:03.0'
 const PAGES = 16384
@@ -145,7 +145,7 @@ process.exit(0)
 
 async function resident(before: string): Promise<Sample> {
   const script = `void (async () => {${before}${REPORT}})()`
-  const library = join(__dirname, '../index.js')
+  const library = join(__dirname, '../../index.js')
   const { stdout } = await promisify(execFile)(process.execPath, ['-e', script, library])
   const { rss, shmem } = JSON.parse(stdout) as { readonly rss: number; readonly shmem: number }
   return { rssMiB: (rss - shmem) / 1024, guestMiB: shmem / 1024 }

@@ -1,6 +1,6 @@
 /** The bench's results as text for people: Markdown tables, which read well on a terminal too. */
-import { SECTIONS } from './bench-figures'
-import type { Report, Row, Section } from './bench-figures'
+import { SECTIONS } from './figures'
+import type { Report, Row, Section } from './figures'
 
 export function table(report: Report): string {
   const sections = (Object.keys(SECTIONS) as Section[]).flatMap((section) => {

@@ -6,21 +6,21 @@
  * be decorated with the clock. Nothing but callbacks runs in a round, so that the event loop is
  * waiting when the question comes.
  */
-import { MiB, PAGE_SIZE, READ, READWRITE } from '../address'
-import { IntelIommuDriver } from '../guest/intel-iommu-driver'
-import { PageAllocator } from '../guest/page-allocator'
-import { IntelIommu } from '../iommu/intel/intel-iommu'
-import type { IotlbChannel } from '../iotlb/channel'
-import { MissHandler } from '../iotlb/miss-handler'
-import type { ReplyPolicy } from '../iotlb/reply-policy'
-import { GuestMemory } from '../memory/guest-memory'
-import { KernelChannel } from '../vhost/kernel-channel'
-import { Tap } from '../vhost/tap'
-import { VhostDevice } from '../vhost/vhost-device'
-import { Vring } from '../vhost/vring'
-import { DriverQueue } from '../virtio/driver-queue'
-import { features } from '../virtio/net'
-import { frameOf } from './bench-contestant'
+import { MiB, PAGE_SIZE, READ, READWRITE } from '../../address'
+import { IntelIommuDriver } from '../../guest/intel-iommu-driver'
+import { PageAllocator } from '../../guest/page-allocator'
+import { IntelIommu } from '../../iommu/intel/intel-iommu'
+import type { IotlbChannel } from '../../iotlb/channel'
+import { MissHandler } from '../../iotlb/miss-handler'
+import type { ReplyPolicy } from '../../iotlb/reply-policy'
+import { GuestMemory } from '../../memory/guest-memory'
+import { KernelChannel } from '../../vhost/kernel-channel'
+import { Tap } from '../../vhost/tap'
+import { VhostDevice } from '../../vhost/vhost-device'
+import { Vring } from '../../vhost/vring'
+import { DriverQueue } from '../../virtio/driver-queue'
+import { features } from '../../virtio/net'
+import { frameOf } from './contestant'
 
 const TX = 1
 const RING = 256

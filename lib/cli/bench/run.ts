@@ -1,14 +1,14 @@
 /** All of the bench, in its order: first what needs vhost-net, then what does not. */
-import { heapContestants, memoryContestants, walkContestants } from './bench-alone'
-import { interleaved } from './bench-contestant'
-import type { Contestant, Effort, Measured } from './bench-contestant'
-import { exposureContestants } from './bench-exposure'
-import { SECTIONS } from './bench-figures'
-import type { Missing, Row, Section } from './bench-figures'
-import { cFloor, mappingContestants, missContestants } from './bench-miss'
-import { cLoops, nodeFs, testpmd } from './bench-peers'
-import { growthContestants, longForward, modeContestants, ours } from './bench-ports'
-import { hasPktgen } from './pktgen'
+import { heapContestants, memoryContestants, walkContestants } from './alone'
+import { interleaved } from './contestant'
+import type { Contestant, Effort, Measured } from './contestant'
+import { exposureContestants } from './exposure'
+import { SECTIONS } from './figures'
+import type { Missing, Row, Section } from './figures'
+import { cFloor, mappingContestants, missContestants } from './miss'
+import { cLoops, nodeFs, testpmd } from './peers'
+import { growthContestants, longForward, modeContestants, ours } from './ports'
+import { hasPktgen } from '../pktgen'
 
 export interface BenchPlan {
   /** Fewer rounds, shorter ones. */

@@ -10,9 +10,9 @@ import {
   median,
   percentile,
   spread,
-} from '../../lib/cli/bench-figures'
-import type { Row, Section } from '../../lib/cli/bench-figures'
-import { page, short, table } from '../../lib/cli/bench-report'
+} from '../../../lib/cli/bench/figures'
+import type { Row, Section } from '../../../lib/cli/bench/figures'
+import { page, short, table } from '../../../lib/cli/bench/report'
 
 /** The names that the bench promises, in its order. */
 const PROMISED = [

@@ -1,16 +1,16 @@
 /** The bench's contestants that are this library: frames out, in, and through, by `NetDriver`. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { KiB, MiB, PAGE_SIZE } from '../address'
-import { PageAllocator } from '../guest/page-allocator'
-import { IntelIommu } from '../iommu/intel/intel-iommu'
-import { NET_HEADER_BYTES } from '../virtio/net'
-import { counters, frameOf, moved, warmedUp } from './bench-contestant'
-import type { Contestant, Mover } from './bench-contestant'
-import type { Sample } from './bench-figures'
-import { HeapWatch } from './bench-heap'
-import { Forwarder, Port, difference, hitRate, memoryFor } from './l2fwd'
-import type { PortOptions } from './l2fwd'
-import { Pktgen } from './pktgen'
+import { KiB, MiB, PAGE_SIZE } from '../../address'
+import { PageAllocator } from '../../guest/page-allocator'
+import { IntelIommu } from '../../iommu/intel/intel-iommu'
+import { NET_HEADER_BYTES } from '../../virtio/net'
+import { counters, frameOf, moved, warmedUp } from './contestant'
+import type { Contestant, Mover } from './contestant'
+import type { Sample } from './figures'
+import { HeapWatch } from './heap'
+import { Forwarder, Port, difference, hitRate, memoryFor } from '../l2fwd'
+import type { PortOptions } from '../l2fwd'
+import { Pktgen } from '../pktgen'
 
 const OFF: PortOptions = {
   ...{ mapping: 'off', pageSize: '2M', lookAhead: 'off', merge: 0, queues: 1 },

@@ -3,7 +3,7 @@ import { PerformanceObserver, constants } from 'node:perf_hooks'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Sample } from './bench-figures'
+import type { Sample } from './figures'
 
 setFlagsFromString('--expose-gc')
 const collect = runInNewContext('gc') as () => void

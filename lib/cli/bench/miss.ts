@@ -11,12 +11,12 @@ import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
-import { exact, merged } from '../iotlb/reply-policy'
-import type { ReplyPolicy } from '../iotlb/reply-policy'
-import type { Contestant } from './bench-contestant'
-import { percentile } from './bench-figures'
-import type { Sample } from './bench-figures'
-import { text } from './bench-peers'
+import { exact, merged } from '../../iotlb/reply-policy'
+import type { ReplyPolicy } from '../../iotlb/reply-policy'
+import type { Contestant } from './contestant'
+import { percentile } from './figures'
+import type { Sample } from './figures'
+import { text } from './peers'
 import { BusyRig } from './miss-busy-rig'
 import { MissRig } from './miss-rig'
 
@@ -86,7 +86,7 @@ export async function roundTrips({ count, ...options }: RoundTripOptions): Promi
 
 /** The same loop in a Worker that does not wait for questions, but looks for them. */
 async function inWorker(count: number): Promise<Sample> {
-  const entry = join(__dirname, 'bench-miss-thread.js')
+  const entry = join(__dirname, 'miss-thread.js')
   if (!existsSync(entry)) throw new Error(`there is no ${entry}: build the library`)
   const worker = new Worker(entry, { workerData: count })
   return new Promise<Sample>((resolve, reject) => {

@@ -1,7 +1,7 @@
 /** What the bench measures, one after another in rounds: something that runs for a time. */
 import { readFileSync } from 'node:fs'
-import { SECTIONS, combined, spread } from './bench-figures'
-import type { Missing, Row, Sample, Section } from './bench-figures'
+import { SECTIONS, combined, spread } from './figures'
+import type { Missing, Row, Sample, Section } from './figures'
 
 export interface Contestant {
   readonly section: Section
