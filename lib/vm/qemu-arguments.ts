@@ -43,15 +43,18 @@ const TCG_CPU = 'Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid,-erms'
 const TCG_NESTED_CPU = 'EPYC,+svm,-sha-ni,-monitor,-misalignsse'
 
 /**
- * `no_timer_check` and `tsc=unstable`: Linux 6.1 hung twice on "8254 timer not connected to IO-APIC"
- * while the host was loaded. `mitigations=off`: nothing in there is worth protecting from itself.
+ * `no_timer_check`: Linux 6.1 hung twice on "8254 timer not connected to IO-APIC" while the host was
+ * loaded. `tsc=reliable`: the emulation takes the TSC of all processors from one clock of the host;
+ * a kernel that does not trust it reads the HPET instead, which is an access to a device (16 µs
+ * beside 5), several times in each turn of an event loop. `mitigations=off`: nothing in there is
+ * worth protecting from itself.
  */
 const KERNEL_ARGUMENTS = [
   'console=ttyS0',
   'quiet',
   'panic=-1',
   'no_timer_check',
-  'tsc=unstable',
+  'tsc=reliable',
   'mitigations=off',
 ]
 

@@ -66,7 +66,7 @@ describe('qemuArguments', () => {
 
   it('keeps the timer options without which 6.1 hung on a loaded host', () => {
     expect(kernelArguments().split(' ')).toEqual(
-      expect.arrayContaining(['no_timer_check', 'tsc=unstable', 'panic=-1']),
+      expect.arrayContaining(['no_timer_check', 'tsc=reliable', 'panic=-1']),
     )
     expect(values(SETTINGS, '-append')).toEqual([kernelArguments()])
   })
