@@ -30,6 +30,8 @@ interface Part {
 /** One field of a structure. Values are plain numbers: a field has at most 53 bits. */
 export class BitField {
   readonly width: number
+  /** The field's bits in place. */
+  readonly bits: bigint
   readonly #parts: readonly Part[]
   // The first part, which is the only one of most fields.
   readonly #word: number
@@ -43,6 +45,7 @@ export class BitField {
   ) {
     if (!(from >= 0 && to >= from)) throw new RangeError(`field ${name}: bits ${to}:${from}`)
     this.width = to - from + 1
+    this.bits = ((1n << BigInt(this.width)) - 1n) << BigInt(from)
     this.#parts = partsOf(from, to)
     const { word, shift, ones } = this.#parts[0]
     this.#word = word
@@ -71,12 +74,10 @@ export class BitField {
 
   /** The field's bits inside 32-bit word `word` of the structure, as an unsigned mask. */
   mask(word = 0): number {
-    return Number((this.bits >> BigInt(word * 32)) & 0xffffffffn)
-  }
-
-  /** The field's bits in place. */
-  get bits(): bigint {
-    return ((1n << BigInt(this.width)) - 1n) << BigInt(this.from)
+    for (const part of this.#parts) {
+      if (part.word === word) return (part.ones << part.shift) >>> 0
+    }
+    return 0
   }
 
   /** `value` in place, to be or-ed together; bits beyond the width are dropped. */
@@ -148,6 +149,8 @@ export class RegisterFile<Name extends string> {
   readonly #words: Uint32Array
   readonly #registers: readonly Register<Name>[]
   readonly #byName = new Map<string, Register<Name>>()
+  /** What an access of some size touches, by `offset * 16 + size`: filled as accesses come. */
+  readonly #touched = new Map<number, readonly Register<Name>[]>()
 
   /** @throws RangeError for a table that overlaps itself or the window's end */
   constructor(table: readonly Register<Name>[], bytes: number) {
@@ -178,28 +181,17 @@ export class RegisterFile<Name extends string> {
 
   /** As software reads: write-only bits and bytes outside every register are 0. */
   read(offset: number, size: number): bigint {
-    let value = 0n
-    for (let i = Math.min(size, 8) - 1; i >= 0; i--) {
-      const at = offset + i
-      const byte = at >= 0 && at < this.#value.length ? this.#value[at] & this.#readable[at] : 0
-      value = (value << 8n) | BigInt(byte)
-    }
-    return value
+    const low = BigInt(this.#readUpTo4(offset, Math.min(size, 4)))
+    return size <= 4
+      ? low
+      : (BigInt(this.#readUpTo4(offset + 4, Math.min(size - 4, 4))) << 32n) | low
   }
 
   /** As software writes. @returns the registers that the access touched, in order of offset */
   write(offset: number, value: bigint, size: number): readonly Register<Name>[] {
-    let rest = value
-    for (let i = 0; i < Math.min(size, 8); i++) {
-      const at = offset + i
-      const byte = Number(rest & 0xffn)
-      rest >>= 8n
-      if (!(at >= 0 && at < this.#writable.length)) continue
-      const writable = this.#writable[at]
-      const kept = (this.#value[at] & ~writable) | (byte & writable)
-      this.#value[at] = kept & ~(this.#write1clear[at] & byte)
-    }
-    return this.#registers.filter((r) => r.offset < offset + size && offset < r.offset + r.size)
+    this.#writeUpTo4(offset, Number(BigInt.asUintN(32, value)), Math.min(size, 4))
+    if (size > 4) this.#writeUpTo4(offset + 4, Number(BigInt.asUintN(32, value >> 32n)), size - 4)
+    return this.#touches(offset, size)
   }
 
   /** The device's own view of a whole register. */
@@ -220,6 +212,46 @@ export class RegisterFile<Name extends string> {
 
   setWord(name: Name, value: number, word: 0 | 1 = 0): void {
     this.#words[this.#find(name).offset / 4 + word] = value
+  }
+
+  /** A field of a register of the same layout. */
+  field(name: Name, field: BitField): number {
+    return field.read(this.#words, this.#find(name).offset / 4)
+  }
+
+  setField(name: Name, field: BitField, value: number): void {
+    field.write(this.#words, value, this.#find(name).offset / 4)
+  }
+
+  #readUpTo4(offset: number, size: number): number {
+    let value = 0
+    for (let i = size - 1; i >= 0; i--) {
+      const at = offset + i
+      const byte = at >= 0 && at < this.#value.length ? this.#value[at] & this.#readable[at] : 0
+      value = (value << 8) | byte
+    }
+    return value >>> 0
+  }
+
+  #writeUpTo4(offset: number, value: number, size: number): void {
+    for (let i = 0; i < Math.min(size, 4); i++) {
+      const at = offset + i
+      if (!(at >= 0 && at < this.#writable.length)) continue
+      const byte = (value >>> (8 * i)) & 0xff
+      const writable = this.#writable[at]
+      const kept = (this.#value[at] & ~writable) | (byte & writable)
+      this.#value[at] = kept & ~(this.#write1clear[at] & byte)
+    }
+  }
+
+  #touches(offset: number, size: number): readonly Register<Name>[] {
+    const key = offset * 16 + size
+    let touched = this.#touched.get(key)
+    if (touched !== undefined) return touched
+    touched = this.#registers.filter((r) => r.offset < offset + size && offset < r.offset + r.size)
+    // Offsets beyond the window, of which there is no end, are not worth remembering.
+    if (offset >= 0 && offset < this.#value.length) this.#touched.set(key, touched)
+    return touched
   }
 
   #find(name: Name): Register<Name> {

@@ -111,5 +111,8 @@ export const PASID_CACHE_GRANULARITY = { domain: 0, pasid: 1, global: 3 } as con
 export const FUNCTION_MASK: readonly number[] = [0, 0b100, 0b110, 0b111]
 
 export function hasReservedBits(descriptor: Uint32Array, structure: Layout<string>): boolean {
-  return descriptor.some((word, i) => (word & structure.reserved[i]) !== 0)
+  for (let i = 0; i < descriptor.length; i++) {
+    if ((descriptor[i] & structure.reserved[i]) !== 0) return true
+  }
+  return false
 }

@@ -54,8 +54,8 @@ export class InvalidationQueue {
 
   #enabled = false
   #running = false
-  /** IQA as it was when the queue was switched on. */
-  #iqa = 0n
+  /** IQA.DW when the queue was switched on, also where there are no such descriptors. */
+  #wideAsked = false
   #base = 0
   #entries = 0
   #wide = false
@@ -144,8 +144,8 @@ export class InvalidationQueue {
   enable(): void {
     const { qemu, addressWidth } = this.#has
     const iqa = this.#registers.get('IQA')
-    this.#iqa = iqa
-    this.#wide = this.#has.scalable && IQA.field.DW.in(iqa) === 1
+    this.#wideAsked = IQA.field.DW.in(iqa) === 1
+    this.#wide = this.#has.scalable && this.#wideAsked
     const page = IQA.field.ADDR.in(iqa)
     this.#base = (qemu ? page % 2 ** (addressWidth - 12) : page) * 4096
     this.#entries = 2 ** (IQA.field.QS.in(iqa) + (this.#wide ? 7 : 8))
@@ -215,19 +215,19 @@ export class InvalidationQueue {
   }
 
   get #tail(): number {
-    const units = IQT.field.QT.in(this.#registers.get('IQT'))
+    const units = this.#registers.field('IQT', IQT.field.QT)
     return this.#wide ? Math.floor(units / 2) : units
   }
 
   #checkTail(): QueueError {
-    if (this.#wide && IQT.field.QT.in(this.#registers.get('IQT')) % 2 === 1) return ERROR.alignment
+    if (this.#wide && this.#registers.field('IQT', IQT.field.QT) % 2 === 1) return ERROR.alignment
     return this.#tail < this.#entries ? ERROR.none : ERROR.tail
   }
 
   /** Which widths of descriptors go with which tables (11.4.9.9, IQEI); QEMU takes all. */
   #checkMode(): QueueError {
     if (this.#has.qemu || this.#head === this.#tail) return ERROR.none
-    const wanted = IQA.field.DW.in(this.#iqa) === 1
+    const wanted = this.#wideAsked
     switch (this.#tableMode()) {
       case TABLE_MODE.legacy:
         return wanted && !this.#has.scalable ? ERROR.width : ERROR.none
@@ -246,7 +246,7 @@ export class InvalidationQueue {
 
   #moveHead(head: number): void {
     this.#head = head
-    this.#registers.set('IQH', IQT.field.QT.of(this.#wide ? head * 2 : head))
+    this.#registers.setField('IQH', IQT.field.QT, this.#wide ? head * 2 : head)
   }
 
   /** The descriptor at the head: copied, checked, then done. */
