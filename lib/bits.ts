@@ -194,6 +194,12 @@ export class RegisterFile<Name extends string> {
     return this.#touches(offset, size)
   }
 
+  /** As `write` of 4 bytes, in numbers. */
+  writeWord(offset: number, value: number): readonly Register<Name>[] {
+    this.#writeUpTo4(offset, value, 4)
+    return this.#touches(offset, 4)
+  }
+
   /** The device's own view of a whole register. */
   get(name: Name): bigint {
     const { offset, size } = this.#find(name)

@@ -179,9 +179,28 @@ describe('RegisterFile', () => {
     )
   })
 
+  it('writes a word as a number as it does in four bytes', () => {
+    const [byNumber, byBytes] = [made(), made()]
+    const write = fc.record({
+      at: fc.integer({ min: -2, max: 8 }).map((word) => 4 * word),
+      value: fc.integer({ min: 0, max: 0xffffffff }),
+    })
+    fc.assert(
+      fc.property(write, ({ at, value }) => {
+        const touched = byNumber.writeWord(at, value)
+        expect(touched).toEqual(byBytes.write(at, BigInt(value), 4))
+        expect(byNumber.read(at, 4)).toBe(byBytes.read(at, 4))
+        expect(['A', 'B'].map((name) => byNumber.get(name as 'A'))).toEqual(
+          ['A', 'B'].map((name) => byBytes.get(name as 'A')),
+        )
+      }),
+    )
+  })
+
   it.each([NaN, Infinity, -Infinity, 2 ** 60])('answers 0 at the offset %s', (at) => {
     const file = made()
     expect(file.write(at, 0xffn, 4)).toEqual([])
+    expect(file.writeWord(at, 0xff)).toEqual([])
     expect(file.read(at, 4)).toBe(0n)
   })
 

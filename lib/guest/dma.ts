@@ -15,6 +15,8 @@ export type Mapping = 'off' | 'passthrough' | 'static' | 'strict' | 'lazy'
 
 /** A run of memory whose pages are mapped one by one, and unmapped in runs. */
 export interface DmaPool {
+  /** A page is at the same device page each time that it is mapped. */
+  readonly steady?: boolean
   /** @returns the device page of the pool's page `index`, which must not be mapped */
   map(index: number, access: AccessBits): number
   /** Unmaps `count` pages from `first` on, all of which are mapped; as `GuestDma.unmapPages`. */

@@ -228,6 +228,7 @@ export class IntelIommuDriver implements GuestDma, Disposable {
     }
     const first = iovas.allocate(count)
     return {
+      steady: true,
       map: (index, access) => {
         tables.mapPage(first + index, gpaPage + index, access)
         if (this.#cachingMode) this.#invalidate(first + index, 1, false)

@@ -104,6 +104,8 @@ export class BufferPool {
   readonly base: number
   /** As `GuestDma.permanent`: `map` and `unmap` have nothing to do. */
   readonly permanent: boolean
+  /** A buffer is at the same device page each time that it is mapped. */
+  readonly steady: boolean
   closed = false
   readonly #firstPage: number
   readonly #pages: PageAllocator
@@ -124,6 +126,7 @@ export class BufferPool {
     this.#pages = pages
     try {
       this.#dma = dma.pool?.(this.#firstPage, count) ?? new PagePool(dma, this.#firstPage, count)
+      this.steady = this.permanent || this.#dma.steady === true
     } catch (error) {
       pages.free(this.#firstPage, count)
       throw error

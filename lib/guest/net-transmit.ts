@@ -53,6 +53,13 @@ export class NetTransmit {
   readonly #ownPage: Float64Array
   readonly #ownPages: Uint8Array
   readonly #cookie: Int32Array
+  /**
+   * The chain of a frame that was in this buffer alone, with its descriptor as it was, or -1. Frames
+   * complete in order, so that the next frame in the buffer differs in its length at most.
+   */
+  readonly #kept: Int32Array
+  /** A descriptor for each buffer, and each buffer always in the same place. */
+  readonly #keeps: boolean
   /** Buffers that a frame can have at all. */
   readonly #longest: number
   /** Buffers of the frame that is being placed. */
@@ -78,6 +85,8 @@ export class NetTransmit {
     this.#ownPage = new Float64Array(pool.count)
     this.#ownPages = new Uint8Array(pool.count)
     this.#cookie = new Int32Array(pool.count)
+    this.#kept = new Int32Array(pool.count).fill(NONE)
+    this.#keeps = pool.steady && pool.count <= queue.size
     this.#longest = Math.min(pool.count, queue.longestChain)
   }
 
@@ -108,21 +117,13 @@ export class NetTransmit {
     if (!this.hasRoom(bytes)) return false
     const first = this.#free[this.#freeFirst]
     this.#writeHeader(this.#pool.byteOf(first), offload)
-    this.#queue.begin()
-    this.#taken = 0
-    try {
-      if (bytes <= PAGE_SIZE - NET_HEADER_BYTES) {
-        const to = this.#pool.byteOf(first) + NET_HEADER_BYTES
-        copyBytes(u8, at, bytes, this.#pool.u8, to)
-        this.#take(NONE, NET_HEADER_BYTES + bytes)
-      } else {
-        this.#spread(u8, at, bytes)
-      }
-    } catch (error) {
-      this.#takeBack(first)
-      throw error
+    if (bytes <= PAGE_SIZE - NET_HEADER_BYTES) {
+      const to = this.#pool.byteOf(first) + NET_HEADER_BYTES
+      copyBytes(u8, at, bytes, this.#pool.u8, to)
+      this.#placeOne(first, NET_HEADER_BYTES + bytes)
+    } else {
+      this.#placeMany(first, u8, at, bytes)
     }
-    this.#queue.end(first)
     return true
   }
 
@@ -173,11 +174,16 @@ export class NetTransmit {
     const { completion } = this.#queue
     let frames = 0
     try {
-      while (this.#queue.collect()) {
+      while (this.#queue.collect(this.#keeps)) {
         const first = completion.token
+        const own = this.#ownPages[first] > 0
+        if (this.#keeps) {
+          if (own || this.#next[first] !== NONE) this.#queue.letGo(completion.head)
+          else this.#kept[first] = completion.head
+        }
         this.#release(first)
         frames++
-        if (this.#ownPages[first] === 0) continue
+        if (!own) continue
         // Whoever hears of it may send again, from buffers of this run.
         this.#unmapRun()
         this.#dropOwn(first)
@@ -191,14 +197,56 @@ export class NetTransmit {
   }
 
   #fits(buffers: number): boolean {
-    return this.#freeCount >= buffers && this.#queue.fits(buffers)
+    if (this.#freeCount < buffers) return false
+    if (buffers === 1 && this.#kept[this.#free[this.#freeFirst]] !== NONE) return true
+    return this.#fitsInRing(buffers)
   }
 
   /** For one buffer of the pool, in a chain of so many segments. */
   #roomFor(segments: number): boolean {
-    if (this.#freeCount > 0 && this.#queue.fits(segments)) return true
+    if (this.#freeCount > 0 && this.#fitsInRing(segments)) return true
     this.reap()
-    return this.#freeCount > 0 && this.#queue.fits(segments)
+    return this.#freeCount > 0 && this.#fitsInRing(segments)
+  }
+
+  /** Descriptors that were kept for free buffers are as good as free. */
+  #fitsInRing(segments: number): boolean {
+    for (let left = this.#freeCount; left > 0 && !this.#queue.fits(segments); left--) {
+      this.#letGo(this.#free[this.#freeSlot(left - 1)])
+    }
+    return this.#queue.fits(segments)
+  }
+
+  #letGo(buffer: number): void {
+    const head = this.#kept[buffer]
+    this.#kept[buffer] = NONE
+    if (head !== NONE) this.#queue.letGo(head)
+  }
+
+  #placeOne(first: number, length: number): void {
+    const head = this.#kept[first]
+    if (head === NONE) {
+      this.#queue.begin()
+      this.#take(NONE, length)
+      this.#queue.end(first)
+      return
+    }
+    this.#pool.map(first, READ)
+    this.#kept[first] = NONE
+    this.#skip(first)
+    this.#queue.offerAgainWith(head, length)
+  }
+
+  #placeMany(first: number, u8: Uint8Array, at: number, bytes: number): void {
+    this.#queue.begin()
+    this.#taken = 0
+    try {
+      this.#spread(u8, at, bytes)
+    } catch (error) {
+      this.#takeBack(first)
+      throw error
+    }
+    this.#queue.end(first)
   }
 
   #writeHeader(at: number, offload: Offload | undefined): void {
@@ -246,6 +294,7 @@ export class NetTransmit {
     this.#freeCount -= 1
     this.#taken += 1
     this.#next[buffer] = NONE
+    this.#letGo(buffer)
   }
 
   /** Gives the buffers of a frame back, to be unmapped before any is used again. */
@@ -256,11 +305,16 @@ export class NetTransmit {
       if (this.#runCount === 0) this.#runFirst = buffer
       this.#runCount += 1
       this.#next[buffer] = NONE
-      const last = this.#freeFirst + this.#freeCount
-      this.#free[last < this.#free.length ? last : last - this.#free.length] = buffer
+      this.#free[this.#freeSlot(this.#freeCount)] = buffer
       this.#freeCount += 1
       buffer = next
     }
+  }
+
+  /** Where the `at`th of the free buffers is; the next one to be freed for their number. */
+  #freeSlot(at: number): number {
+    const slot = this.#freeFirst + at
+    return slot < this.#free.length ? slot : slot - this.#free.length
   }
 
   #dropOwn(first: number): void {

@@ -28,8 +28,8 @@ const IN_USE = 1
 const DONE = 2
 /** The whole address space to a device TLB: all ones up to bit 62, as Linux writes it. */
 const ALL_PAGES = 2 ** 51 - 1
-/** The tail register's value for each slot, made once: BigInts are not for hot paths. */
-const TAILS: readonly bigint[] = Array.from({ length: ENTRIES }, (_, slot) => BigInt(slot << 4))
+/** IQT.QT (11.4.9.2): the first bit. */
+const TAIL_SHIFT = 4
 
 export interface QueuePlace {
   /** gpa page of the descriptors. */
@@ -149,7 +149,7 @@ export class QueueSubmitter {
     this.submissions += 1
     this.invalidations += this.#pending - 1
     this.#pending = 0
-    this.#iommu.write(REGISTER.IQT, TAILS[this.#tail], 4)
+    this.#writeTail(this.#tail << TAIL_SHIFT)
     if (Atomics.load(this.#status, status) !== DONE) this.#stopped()
   }
 
@@ -164,6 +164,12 @@ export class QueueSubmitter {
     this.#tail = (this.#tail + 1) % ENTRIES
     this.#pending += 1
     return at
+  }
+
+  #writeTail(value: number): void {
+    const iommu = this.#iommu
+    if (iommu.writeWord === undefined) iommu.write(REGISTER.IQT, BigInt(value), 4)
+    else iommu.writeWord(REGISTER.IQT, value)
   }
 
   #stopped(): never {

@@ -28,6 +28,8 @@ export interface Iommu {
 export interface MmioDevice {
   read(offset: number, size: number): bigint
   write(offset: number, value: bigint, size: number): void
+  /** As `write` of 4 bytes, without a BigInt; `offset` is a multiple of 4. */
+  writeWord?(offset: number, value: number): void
 }
 
 const ADDRESS = /^(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])$/i

@@ -49,6 +49,8 @@ export class Grants {
   /** After a refusal: whose it was, and the reason code of the tables. obsolete: nobody waits. */
   cause: MissCause | 'obsolete' = 'translation'
   code = 0
+  /** The first page of the entry that `ahead` last found or made. */
+  aheadFrom = 0
   readonly table: DeviceTable
   readonly whole = new WholeRanges()
   readonly #options: GrantsOptions
@@ -112,9 +114,13 @@ export class Grants {
    */
   ahead(page: number): number {
     const slot = this.table.doubtful ? -1 : this.shadow.find(page)
-    if (slot >= 0) return this.shadow.lastPage(slot)
+    if (slot >= 0) {
+      this.aheadFrom = this.shadow.firstPage(slot)
+      return this.shadow.lastPage(slot)
+    }
     if (this.#crowded() || !this.aside(page, 0)) return -1
     this.#counters[count.ahead]++
+    this.aheadFrom = this.#aside.firstPage
     return this.#aside.lastPage
   }
 

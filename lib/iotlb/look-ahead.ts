@@ -23,6 +23,8 @@ export type LookAheadMode = 'off' | 'on-miss' | 'on-kick'
 export interface Granter {
   /** @returns the last page that the device holds from `page` on without a gap, or -1 */
   prefetch(page: number): number
+  /** The first page of the entry that the last `prefetch` found or made. */
+  readonly prefetchedFrom: number
 }
 
 /** Pages asked for in one run, granted or not: 64 chains of 64 KiB, or 1024 of one page. */
@@ -39,6 +41,9 @@ export class LookAhead {
   /** Free-running index of the first chain that was not looked at. */
   #position: number
   #left = 0
+  /** What the device holds since a page of this run was asked for: buffers follow one another. */
+  #heldFirst = 0
+  #heldLast = -1
 
   /**
    * @param view how the device's addresses lead to memory; must record no faults
@@ -82,6 +87,7 @@ export class LookAhead {
     const chains = Math.min(behind, this.#size)
     this.#position = index
     this.#left = PAGES
+    this.#heldLast = -1
     // Backwards, so that what the device waits for comes last: it finds all the rest in place.
     for (let i = 1; i <= chains && this.#left > 0; i++) this.#grant((index - i) & INDEX_MASK)
   }
@@ -118,9 +124,13 @@ export class LookAhead {
     const last = Math.min(LAST_PAGE, page + Math.floor((bytes - 1) / PAGE_SIZE))
     for (let next = page; next <= last && this.#left > 0;) {
       this.#left--
-      const granted = this.#granter.prefetch(next)
-      if (granted < 0) return
-      next = granted + 1
+      if (next < this.#heldFirst || next > this.#heldLast) {
+        const granted = this.#granter.prefetch(next)
+        if (granted < 0) return
+        this.#heldFirst = Math.min(this.#granter.prefetchedFrom, next)
+        this.#heldLast = granted
+      }
+      next = this.#heldLast + 1
     }
   }
 }

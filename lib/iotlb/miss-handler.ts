@@ -162,6 +162,11 @@ export class MissHandler implements Notifier, Disposable {
     return this.#grants.ahead(page)
   }
 
+  /** The first page of the entry that the last `prefetch` found or made. */
+  get prefetchedFrom(): number {
+    return this.#grants.aheadFrom
+  }
+
   /**
    * A ring whose chains may be granted before the device asks for them.
    * @param view how the device's addresses lead to memory; must record no faults

@@ -68,6 +68,8 @@ export class Reply implements GrowingReply {
     this.#neighbours = NEIGHBOURS
     found.reason = 0
     found.quiet = quiet
+    found.above = 0
+    found.below = 0
     const granted = this.space.translatePage(page, wanted, found)
     if (!granted || found.access === 0 || (found.access & wanted) !== wanted) {
       this.refusal = 'translation'
@@ -148,6 +150,9 @@ export class Reply implements GrowingReply {
     this.#neighbours--
     this.counters[count.translations]++
     const found = this.#found
+    const further = Math.min(most, NEIGHBOURS) - 1
+    found.above = step === 1 ? further : 0
+    found.below = step === 1 ? 0 : further
     if (!this.space.translatePage(page, 0, found) || found.access !== this.access) return 0
     const gpaPage = found.gpaPage + (page - found.firstPage)
     const offset = gpaPage - region.start / PAGE_SIZE

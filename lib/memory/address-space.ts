@@ -53,6 +53,12 @@ export class PageTranslation {
   reason = 0
   /** Set by the caller: what is refused is not recorded, because it is not known that a device asks. */
   quiet: boolean | undefined = undefined
+  /**
+   * Set by the caller: so many pages on either side of the leaf may come with it, where the tables
+   * map them on, with the same access. Whoever translates may leave that undone.
+   */
+  above = 0
+  below = 0
 }
 
 /**

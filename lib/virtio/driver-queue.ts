@@ -258,11 +258,26 @@ export class DriverQueue {
    * @throws RangeError for a chain that is not kept
    */
   offerAgain(head: number): void {
-    const count = this.#kept[head]
-    if (!(count > 0)) throw new RangeError(`no chain is kept at descriptor ${head}`)
-    this.#kept[head] = 0
-    this.#count[head] = count
+    this.#count[head] = this.#takeKept(head)
     this.#offer(head)
+  }
+
+  /**
+   * As `offerAgain`, with another length: for a chain of one readable buffer and no table.
+   * @param length bytes, 1 to 2^32-1
+   * @throws RangeError for a chain that is not kept
+   */
+  offerAgainWith(head: number, length: number): void {
+    this.#count[head] = this.#takeKept(head)
+    this.#desc.words[this.#desc.base + 4 * head + DESC.len / 4] = length
+    this.#offer(head)
+  }
+
+  /** Frees the descriptors of a chain that `collect` kept. @throws RangeError as `offerAgain` */
+  letGo(head: number): void {
+    this.#count[head] = this.#takeKept(head)
+    this.#release(head)
+    this.#count[head] = 0
   }
 
   /** `begin`, `segment` for each, `end`. */
@@ -370,6 +385,13 @@ export class DriverQueue {
   #refuse(reason: UsedRefusal): false {
     this.#refusal = reason
     return false
+  }
+
+  #takeKept(head: number): number {
+    const count = this.#kept[head]
+    if (!(count > 0)) throw new RangeError(`no chain is kept at descriptor ${head}`)
+    this.#kept[head] = 0
+    return count
   }
 
   #offer(head: number): void {

@@ -4,6 +4,7 @@ import { InvalidState } from '../../lib/errors'
 import type { GuestDma } from '../../lib/guest/dma'
 import { IntelIommuDriver } from '../../lib/guest/intel-iommu-driver'
 import { PageTranslation } from '../../lib/memory/address-space'
+import { features } from '../../lib/virtio/net'
 import type { SplitQueue } from '../../lib/virtio/split-queue'
 import { Guest, HandDevice, SOURCE, expectFrames, frameOf, take } from './net-guest'
 
@@ -38,6 +39,36 @@ describe('NetDriver, sending', () => {
     nic.kicks.length = 0
     expect(driver.sendBatch(Array.from({ length: 20 }, () => frameOf(60)))).toBe(8)
     expect(nic.kicks).toEqual([1])
+  })
+
+  it('has room for long frames and frames in place where short ones have been', async () => {
+    const sent: Uint8Array[] = []
+    using nic = guest.loopback({
+      features: features('VIRTIO_F_VERSION_1', 'VIRTIO_F_ACCESS_PLATFORM'),
+      onTransmit: (frame) => sent.push(frame.slice()),
+    })
+    using driver = guest.attach(nic, { queueSize: 8 })
+    await driver.start()
+    const gpa = guest.pages.allocate() * PAGE_SIZE
+    guest.memory.view(gpa, 100).set(frameOf(100, 5))
+    for (let round = 0; round < 5; round++) {
+      for (let i = 0; i < 8; i++) expect(driver.send(frameOf(60 + i))).toBe(true)
+      await driver.flush()
+      expect(driver.send(frameOf(30_000))).toBe(true)
+      await driver.flush()
+      for (let i = 0; i < 8; i++) expect(driver.send(frameOf(1000 - i))).toBe(true)
+      await driver.flush()
+      for (let i = 0; i < 4; i++) expect(driver.sendInPlace(gpa, 100)).toBe(true)
+      driver.publish()
+      await driver.flush()
+    }
+    const round = [
+      ...Array.from({ length: 8 }, (_, i) => frameOf(60 + i)),
+      frameOf(30_000),
+      ...Array.from({ length: 8 }, (_, i) => frameOf(1000 - i)),
+      ...Array.from({ length: 4 }, () => frameOf(100, 5)),
+    ]
+    expectFrames(sent, Array.from({ length: 5 }, () => round).flat())
   })
 
   it('refuses lengths that no frame has', async () => {

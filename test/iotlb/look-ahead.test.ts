@@ -204,8 +204,10 @@ describe('a hostile ring', () => {
   it('costs a bounded number of lookups, and nothing is thrown', () => {
     const lookups = { count: 0 }
     const granter = {
+      prefetchedFrom: 0,
       prefetch: (page: number) => {
         lookups.count++
+        granter.prefetchedFrom = page
         return page % 3 === 0 ? -1 : page
       },
     }

@@ -104,7 +104,7 @@ describe('a recorded handler', () => {
     const all = Object.getOwnPropertyNames(MissHandler.prototype)
     // `invalidate` is `invalidatePages`; what a look into a ring leads to is `prefetch`.
     const others = ['invalidate', 'lookInto', 'shadow', 'covers', 'unanswered', 'stats']
-    others.push('waits', 'asked', 'waiting')
+    others.push('waits', 'asked', 'waiting', 'prefetchedFrom')
     expect(all.filter((name) => !mine.includes(name)).sort()).toEqual(others.sort())
   })
 })

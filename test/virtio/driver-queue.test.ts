@@ -351,6 +351,37 @@ describe('DriverQueue', () => {
     }).toThrow(RangeError)
   })
 
+  it('offers a chain of one buffer again with another length, or lets it go', () => {
+    const { driver, device } = bothSides(2)
+    driver.add([{ address: 0x10000n, length: 100, writable: false }], 7)
+    for (const length of [60, 4000, 61]) {
+      driver.publish()
+      expect(device.next()).toBe(true)
+      device.complete(device.chain.head, 0)
+      device.publish()
+      expect(driver.collect(true)).toBe(true)
+      driver.offerAgainWith(driver.completion.head, length)
+      driver.publish()
+      expect(device.next()).toBe(true)
+      expect([device.chain.page[0], device.chain.length[0]]).toEqual([0x10, length])
+      device.putBack()
+    }
+    device.next()
+    device.complete(device.chain.head, 0)
+    device.publish()
+    driver.collect(true)
+    expect(driver.free).toBe(1)
+    const { head } = driver.completion
+    driver.letGo(head)
+    expect([driver.free, driver.inFlight]).toEqual([2, 0])
+    expect(() => {
+      driver.letGo(head)
+    }).toThrow(RangeError)
+    expect(() => {
+      driver.offerAgainWith(head, 9)
+    }).toThrow(RangeError)
+  })
+
   it('takes a chain that is kept for none in flight', () => {
     const { driver, device, ring } = bothSides(4)
     driver.add([writable(0x10000n, 100)], 1)

@@ -9,6 +9,7 @@ import type { InspectOptions } from 'node:util'
 import { accessOf, iovaOfPage } from '../../address'
 import type { AccessBits, Iova } from '../../address'
 import { RegisterFile } from '../../bits'
+import type { Register } from '../../bits'
 import { hex, shown, summary } from '../../inspect'
 import type { AddressSpace, FaultReason } from '../../memory/address-space'
 import { requesterName, sourceId } from '../iommu'
@@ -150,7 +151,15 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
    */
   write(offset: number, value: bigint, size: number): void {
     if (this.capabilities.qemu && size < QEMU_LEAST_SIZE) return
-    for (const register of this.#registers.write(offset, value, size)) {
+    this.#written(offset, size, this.#registers.write(offset, value, size))
+  }
+
+  writeWord(offset: number, value: number): void {
+    this.#written(offset, 4, this.#registers.writeWord(offset, value))
+  }
+
+  #written(offset: number, size: number, registers: readonly Register<RegisterName>[]): void {
+    for (const register of registers) {
       const effect = this.#effects.get(register.name)
       if (effect === undefined) continue
       const at = register.offset + (effect.byte ?? 0)

@@ -72,11 +72,14 @@ export const SCALABLE_CODES: SecondStageCodes = {
 export class SecondStageRules {
   readonly codes: SecondStageCodes
   readonly leafLevel: number
+  /** Whether a leaf may bring its neighbours: QEMU's answers are those of one leaf. */
+  readonly widens: boolean
   readonly reserved: Int32Array
 
   constructor(has: Capabilities, codes: SecondStageCodes) {
     this.codes = codes
     this.leafLevel = has.leafLevel
+    this.widens = !has.qemu
     this.reserved = new Int32Array(6 * 4)
     const beyondHost = ADDR.bits & ~((1n << BigInt(has.hostAddressWidth)) - 1n)
     const snoop = has.snoopControl || (has.qemu && has.scalable) ? 0n : SNP.bits
@@ -154,8 +157,46 @@ export function walkSecondStage(
       out.lastPage = out.firstPage + pages - 1
       out.gpaPage = target
       out.access = granted as AccessBits
+      if (level === 1 && rules.widens && out.above + out.below > 0) {
+        widen(region, at, entry, entryHigh, out)
+      }
       return 0
     }
     table = target
   }
+}
+
+/**
+ * Adds to a leaf of 4 KiB what its own table maps on beside it: entries that differ from it in the
+ * address alone, by as many pages. They are valid as it is, and granted through the same tables.
+ * @param at guest-physical address of the leaf's entry, which lies in the region
+ */
+function widen(
+  region: TableRegion,
+  at: number,
+  entry: number,
+  entryHigh: number,
+  out: PageTranslation,
+): void {
+  const { u32, start, end } = region
+  const word = (at - start) >>> 2
+  const index = (at >>> 3) & 511
+  // Where the lower word of the address has no carry, within the table and what is known of it.
+  const address = entry >>> 12
+  const most = Math.min(out.above, 511 - index, 0xfffff - address, (end - at) / 8 - 1)
+  const least = Math.min(out.below, index, address, (at - start) / 8)
+  let above = 0
+  while (above < most && maps(u32, word, entry, entryHigh, above + 1)) above++
+  let below = 0
+  while (below < least && maps(u32, word, entry, entryHigh, -below - 1)) below++
+  out.firstPage -= below
+  out.lastPage += above
+  out.gpaPage -= below
+}
+
+/** Whether the entry `by` further on is that of the page `by` further on. */
+function maps(u32: Uint32Array, word: number, entry: number, high: number, by: number): boolean {
+  const at = word + 2 * by
+  const expected = (entry + by * 4096) >>> 0
+  return u32[at] === expected && u32[at + 1] === high && u32[at] === expected
 }

@@ -55,6 +55,52 @@ describe('a second-stage leaf', () => {
     expect(guest.translate(0x2000n, 'read')).toMatchObject({ access: 'read' })
   })
 
+  it('brings the neighbours that were asked for, as far as each of them says the same', () => {
+    const guest = new Guest().start()
+    const first = 0x1f0
+    const runs = [
+      { gpaPage: 0x300, access: 3, pages: 5 },
+      { gpaPage: 0x305, access: 1, pages: 9 },
+      { gpaPage: 0x311, access: 1, pages: 20 },
+    ] as const
+    let page = first
+    for (const { gpaPage, access, pages } of runs) {
+      for (let i = 0; i < pages; i++, page++) {
+        guest.map(BigInt(page) << 12n, BigInt(gpaPage + i) << 12n, access)
+      }
+    }
+    const one = new PageTranslation()
+    const out = new PageTranslation()
+    for (let asked = first - 2; asked < page + 2; asked++) {
+      for (const [above, below] of [
+        [0, 0],
+        [3, 0],
+        [0, 4],
+        [64, 64],
+      ]) {
+        Object.assign(out, { above, below })
+        const granted = guest.space.translatePage(asked, 0, out)
+        expect(granted).toBe(asked >= first && asked < page)
+        if (!granted) continue
+        expect(out.firstPage).toBeGreaterThanOrEqual(asked - below)
+        expect(out.lastPage).toBeLessThanOrEqual(asked + above)
+        for (let each = out.firstPage; each <= out.lastPage; each++) {
+          expect(guest.space.translatePage(each, 0, one)).toBe(true)
+          expect(one.gpaPage).toBe(out.gpaPage + each - out.firstPage)
+          expect(one.access).toBe(out.access)
+        }
+      }
+    }
+    // Not over the end of its table: 0x1f0 to 0x1ff, and what follows in the next.
+    Object.assign(out, { above: 64, below: 64 })
+    guest.space.translatePage(0x1fe, 0, out)
+    expect([out.firstPage, out.lastPage]).toEqual([0x1fe, 0x1ff])
+    guest.space.translatePage(0x1f2, 0, out)
+    expect([out.firstPage, out.lastPage]).toEqual([0x1f0, 0x1f4])
+    guest.space.translatePage(0x208, 0, out)
+    expect([out.firstPage, out.lastPage]).toEqual([0x200, 0x211])
+  })
+
   it('is used with 3 levels by a unit of 4 (CAP.SAGAW)', () => {
     const guest = new Guest({ addressWidth: 48 }).start()
     guest.contextEntry(REQUESTER, { width: 1 })
@@ -163,9 +209,15 @@ describe('an address space', () => {
     const out = new PageTranslation()
     expect(guest.space.translatePage(0x234, READ, out)).toBe(true)
     const leaf = { firstPage: 0x200, lastPage: 0x3ff, gpaPage: 0x400, access: READ, reason: 0 }
-    expect(out).toEqual(leaf)
+    expect(out).toMatchObject(leaf)
     expect(guest.space.translatePage(0x234, WRITE, out)).toBe(false)
-    expect(out).toEqual({ firstPage: 0x234, lastPage: 0x234, gpaPage: 0, access: 0, reason: 5 })
+    expect(out).toMatchObject({
+      firstPage: 0x234,
+      lastPage: 0x234,
+      gpaPage: 0,
+      access: 0,
+      reason: 5,
+    })
   })
 
   it('refuses a word that is no access', () => {
