@@ -3,9 +3,10 @@
  * buffer can still be reached that the guest took back.
  *
  * It stands at two places: between a driver and its DMA (what is in flight), and between a device
- * and its channel (what the device holds). A page is *stale* from the moment that the guest unmaps
- * it, as long as the device holds it: until an INVALIDATE or an eviction ends that, or until it is
- * mapped again. Where unmapping does nothing (static, pass-through), that is for good. Without an
+ * and its channel (what the device holds). A page is *stale* from the moment that the guest has unmapped
+ * it (the call has returned, and it may use the page for something else), as long as the device
+ * holds it: until an INVALIDATE or an eviction ends that, or until it is mapped again. In strict mode
+ * no page ever is; where unmapping does nothing (static, pass-through), it is for good. Without an
  * IOMMU there is no channel, and nothing is measured. Times are those of the clock that is passed in.
  */
 import { PAGE_SIZE } from '../address'
@@ -74,8 +75,8 @@ export class ExposureMeter {
         return page
       },
       unmapPages: (page, count) => {
-        this.#unmapped(page, count)
         inner.unmapPages(page, count)
+        this.#unmapped(page, count)
       },
     }
     if (inner.pool === undefined) return made
@@ -147,8 +148,8 @@ export class ExposureMeter {
         return pages[index]
       },
       unmap: (first, many) => {
-        for (let index = first; index < first + many; index++) this.#unmapped(pages[index], 1)
         inner.unmap(first, many)
+        for (let index = first; index < first + many; index++) this.#unmapped(pages[index], 1)
       },
       close: () => {
         inner.close()
