@@ -1,19 +1,27 @@
 import { inspect } from 'node:util'
 import { describe, expect, it } from 'vitest'
-import { MiB, gpa } from '../lib/address'
+import { MiB, gpa, iova } from '../lib/address'
 import { IntelIommuDriver } from '../lib/guest/intel-iommu-driver'
+import { IovaAllocator } from '../lib/guest/iova-allocator'
 import { NetDriver } from '../lib/guest/net-driver'
 import { PageAllocator } from '../lib/guest/page-allocator'
+import { TableBuilder } from '../lib/guest/table-builder'
 import { IntelIommu } from '../lib/iommu/intel/intel-iommu'
 import { Shadow } from '../lib/iotlb/shadow'
 import { MissHandler } from '../lib/iotlb/miss-handler'
+import { AddressSpaceAlias } from '../lib/memory/alias'
 import { GuestMemory } from '../lib/memory/guest-memory'
+import { Monitor } from '../lib/monitor/monitor'
+import { VirtioPci } from '../lib/pci/virtio-pci'
+import { NetConfig } from '../lib/pci/virtio-net-config'
 import { FakeAddressSpace } from '../lib/testing/fake-address-space'
 import { FakeVhost } from '../lib/testing/fake-channel'
 import { LoopbackDevice } from '../lib/testing/loopback-device'
+import { ExposureMeter } from '../lib/trace/exposure'
 import { physicalView } from '../lib/virtio/dma-view'
 import { DriverQueue } from '../lib/virtio/driver-queue'
 import { SplitQueue } from '../lib/virtio/split-queue'
+import { RecordingBackend } from './pci/virtio-support'
 
 const line = (value: unknown): string => inspect(value, { breakLength: Infinity })
 
@@ -92,6 +100,57 @@ describe('what objects show of themselves', () => {
       /^PageAllocator \{ freePages: \d+, extents: \[ \{ first: \d+, pages: /,
     )
     expect(line(pages)).toContain(`freePages: ${pages.freePages},`)
+  })
+
+  it('an allocator of iovas, and the tables that lead there', () => {
+    const iovas = new IovaAllocator({ firstPage: 1, lastPage: 100 })
+    iovas.reserve(10, 19)
+    expect(line(iovas)).toBe(
+      'IovaAllocator { freePages: [ { first: 1, last: 9 }, { first: 20, last: 100 } ], ' +
+        'cachedRanges: 0 }',
+    )
+    using memory = GuestMemory.allocate(2 * MiB)
+    const tables = new TableBuilder(memory, new PageAllocator(memory), 4)
+    expect(line(tables)).toMatch(/^TableBuilder \{ levels: 4, rootPage: 0x[0-9a-f]+ \}$/)
+  })
+
+  it('an address space and its alias: whose it is, and what it stands for', () => {
+    using memory = GuestMemory.allocate(2 * MiB)
+    const space = new IntelIommu(memory).addressSpace('00:03.0')
+    expect(line(space)).toBe(
+      "IntelAddressSpace { requester: 00:03.0, state: 'off', ats: false, generation: 0, " +
+        'notifiers: 0 }',
+    )
+    const alias = new AddressSpaceAlias(space, {
+      range: { first: iova(0x4000), last: iova(0x5fff) },
+      target: iova(0x1000),
+    })
+    expect(line(alias)).toMatch(
+      /^AddressSpaceAlias \{ window: 0x4000-0x5fff, standsFor: 0x1000, target: IntelAddressSpace /,
+    )
+  })
+
+  it('devices: how far the driver has come, and what they counted', () => {
+    using memory = GuestMemory.allocate(2 * MiB)
+    using device = new LoopbackDevice({ memory })
+    expect(line(device)).toBe(
+      'LoopbackDevice { started: false, queues: 2, features: 0x0, transmitted: 0, received: 0, ' +
+        'dropped: 0, errors: 0 }',
+    )
+    using pci = new VirtioPci({
+      backend: new RecordingBackend(),
+      configuration: new NetConfig(),
+      queues: 2,
+    })
+    expect(line(pci)).toMatch(/^VirtioPci \{ status: 0x0, memorySpace: false, busMaster: false, /)
+    expect(line(pci.config)).toContain('id: 0x10411af4')
+  })
+
+  it('meters: what they read', () => {
+    const meter = new ExposureMeter(() => 7)
+    expect(line(meter)).toMatch(/^ExposureMeter \{ seconds: 0, staleBytes: 0, byteSeconds: 0, /)
+    using monitor = new Monitor([])
+    expect(line(monitor)).toBe('Monitor { devices: [] }')
   })
 
   it('no more than a name where the depth is used up', () => {

@@ -5,7 +5,9 @@
  * It counts pages and knows nothing of tables. When a range may be freed, and so used again, is
  * the caller's to decide: after the invalidation (`intel-iommu-driver.ts`).
  */
+import type { InspectOptions } from 'node:util'
 import { InvalidState } from '../errors'
+import { shown, summary } from '../inspect'
 
 /** Sizes of 2^0 to 2^5 pages are cached (IOVA_RANGE_CACHE_MAX_SIZE). */
 const CACHED_ORDERS = 6
@@ -52,6 +54,12 @@ export class IovaAllocator {
     }
     this.#first = [firstPage]
     this.#last = [options.lastPage]
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const extents = this.#first.map((first, i) => ({ first, last: this.#last[i] }))
+    const cached = this.#caches.reduce((sum, { count }) => sum + count, 0)
+    return summary('IovaAllocator', { freePages: extents, cachedRanges: cached }, depth, options)
   }
 
   /**

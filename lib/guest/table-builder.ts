@@ -5,12 +5,14 @@
  * It writes tables and nothing else. Telling the IOMMU that an entry is gone is the caller's
  * (`intel-iommu-driver.ts`), and until then a device may go on using it.
  */
+import type { InspectOptions } from 'node:util'
 import { PAGE_SIZE } from '../address'
 import type { AccessBits } from '../address'
 import { InvalidState } from '../errors'
 import type { ByteSpace, RegionViews } from '../virtio/dma-view'
 import type { PageAllocator } from './page-allocator'
 import { SECOND_STAGE_ENTRY } from './intel-formats'
+import { hex, shown, summary } from '../inspect'
 
 export type Levels = 3 | 4 | 5
 /** 1: 4 KiB, 2: 2 MiB, 3: 1 GiB. */
@@ -116,6 +118,15 @@ export class TableBuilder {
     this.#closed = true
     this.#lastSpan = -1
     this.#freeTable(this.rootPage, this.levels)
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      levels: this.levels,
+      rootPage: hex(this.rootPage),
+      closed: this.#closed || undefined,
+    }
+    return summary('TableBuilder', fields, depth, options)
   }
 
   #check(iovaPage: number, count: number): void {

@@ -5,6 +5,7 @@
  * Translations are cut to the window, and invalidations reach the notifier in the window's iovas.
  * Outside of it nothing is translated.
  */
+import type { InspectOptions } from 'node:util'
 import { PAGE_SIZE, accessBits, iovaRange, pageOf } from '../address'
 import type { Access, AccessBits, Iova, Range } from '../address'
 import { OUTSIDE_WINDOW } from './address-space'
@@ -17,6 +18,7 @@ import type {
   PageTranslation,
   Translation,
 } from './address-space'
+import { hex, plain, shown, summary } from '../inspect'
 
 export interface AliasWindow {
   /** The iovas of the alias: page aligned. */
@@ -50,6 +52,17 @@ export class AddressSpaceAlias implements AddressSpace {
     this.#firstPage = pageOf(first)
     this.#lastPage = pageOf(last)
     this.#offset = pageOf(window.target) - this.#firstPage
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const { first, last } = iovaRange(this.#firstPage, this.#lastPage)
+    const target = iovaRange(this.#firstPage + this.#offset, this.#lastPage + this.#offset)
+    const fields = {
+      window: plain(`0x${first.toString(16)}-0x${last.toString(16)}`),
+      standsFor: hex(target.first),
+      target: this.#target,
+    }
+    return summary('AddressSpaceAlias', fields, depth, options)
   }
 
   get state(): AddressSpaceState {

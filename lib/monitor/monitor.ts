@@ -5,6 +5,7 @@
  * another process. It measures by subscribing to `vhost-iotlb:invalidate`; without a monitor nobody
  * reads a clock for that. Rates are the difference of two samples: `rates()`.
  */
+import type { InspectOptions } from 'node:util'
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { PAGE_SIZE, pageOf } from '../address'
 import { requesterName } from '../iommu/iommu'
@@ -12,6 +13,7 @@ import { diagnostics } from '../iotlb/diagnostics'
 import type { InvalidateMessage } from '../iotlb/diagnostics'
 import type { ShadowEntry } from '../iotlb/shadow'
 import type { VhostNetStats } from '../vhost/net'
+import { shown, summary } from '../inspect'
 
 /** What can be watched: `VhostNet` is one. */
 export interface Watched {
@@ -90,6 +92,13 @@ export class Monitor implements Disposable {
       invalidation: this.#latencies[i].sample(),
     }))
     return { pid: process.pid, at: performance.now(), devices }
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      devices: this.sample().devices.map(({ name, stats }) => ({ name, ...stats })),
+    }
+    return summary('Monitor', fields, depth, options)
   }
 
   close(): void {

@@ -7,6 +7,7 @@
  *
  * PCIe 5.0 7.5 (registers), 6.6 (resets).
  */
+import type { InspectOptions } from 'node:util'
 import { RegisterFile } from '../bits'
 import type { MmioDevice } from '../iommu/iommu'
 import { offsetOf, placeCapabilities, registerName } from './capabilities'
@@ -14,6 +15,7 @@ import type { Capability, PlacedRegister } from './capabilities'
 import type { ConfigRegister } from './config-register'
 import { COMMAND, CONFIG_SPACE_BYTES, barAddress, barName } from './header'
 import { Listeners } from './listeners'
+import { hex, shown, summary } from '../inspect'
 
 /** function: Initiate Function Level Reset. conventional: the bus's, or power. */
 export type ResetKind = 'function' | 'conventional'
@@ -101,6 +103,13 @@ export class ConfigSpace implements MmioDevice {
     this.#registers.forEach(({ name }, i) => {
       if (this.#file.get(name) !== before[i]) this.#changes.call(name)
     })
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      ...Object.fromEntries(this.#registers.map(({ name }) => [name, hex(this.get(name))])),
+    }
+    return summary('ConfigSpace', fields, depth, options)
   }
 
   /** Memory Space Enable: the function answers at its BARs. */

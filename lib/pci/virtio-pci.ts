@@ -7,6 +7,7 @@
  *
  * virtio 1.3 4.1, Virtio Over PCI Bus. Section numbers without a name are of virtio 1.3.
  */
+import type { InspectOptions } from 'node:util'
 import type { MmioDevice } from '../iommu/iommu'
 import { Ats } from './ats'
 import type { AtsOptions } from './ats'
@@ -20,6 +21,7 @@ import { PciAccess, structureCapability } from './virtio-capabilities'
 import { COMMON_BYTES, CommonConfiguration } from './virtio-common'
 import { STATUS, VirtioTransport } from './virtio-transport'
 import type { DeviceConfiguration, TransportOptions, VirtioBackend } from './virtio-transport'
+import { hex, shown, summary } from '../inspect'
 
 /** What a type of device says in its header: 4.1.2. */
 export interface VirtioIdentity {
@@ -141,6 +143,18 @@ export class VirtioPci implements Disposable {
   /** Where in the BAR a queue is kicked, for machines that bind the address to an eventfd. */
   notifyOffset(queue: number): number {
     return PLACES.notify + NOTIFY_MULTIPLIER * queue
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      status: hex(this.transport.status),
+      memorySpace: this.config.memorySpace,
+      busMaster: this.config.busMaster,
+      bar: hex(this.config.barAddress(0)),
+      ats: this.ats?.enabled,
+      queues: this.transport.queues,
+    }
+    return summary('VirtioPci', fields, depth, options)
   }
 
   /** A reset of the bus, or of the machine. */

@@ -6,6 +6,7 @@
  * chain whose buffers it can't reach where it is, and says so. Unlike the kernel it holds no
  * translation for longer than its address space does.
  */
+import type { InspectOptions } from 'node:util'
 import { InvalidState } from '../errors'
 import type { AddressSpace } from '../memory/address-space'
 import { DmaWindow, physicalView, translatedView } from '../virtio/dma-view'
@@ -22,6 +23,7 @@ import type { NetDevice } from '../virtio/net-device'
 import type { RingAddresses } from '../virtio/ring-layout'
 import { SplitQueue } from '../virtio/split-queue'
 import type { Chain } from '../virtio/split-queue'
+import { hex, shown, summary } from '../inspect'
 
 export interface LoopbackOptions {
   readonly memory: ByteSpace
@@ -104,6 +106,16 @@ export class LoopbackDevice implements NetDevice, Disposable {
       listeners: new Set<() => void>(),
     }))
     this.#waiting = Array.from({ length: pairs }, () => [])
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      started: this.#started,
+      queues: this.#queues.length,
+      features: hex(this.#negotiated),
+      ...this.#counts,
+    }
+    return summary('LoopbackDevice', fields, depth, options)
   }
 
   setFeatures(bits: bigint): void {

@@ -9,12 +9,14 @@
  * no page ever is; where unmapping does nothing (static, pass-through), it is for good. Without an
  * IOMMU there is no channel, and nothing is measured. Times are those of the clock that is passed in.
  */
+import type { InspectOptions } from 'node:util'
 import { PAGE_SIZE } from '../address'
 import type { AccessBits, Iova, Range } from '../address'
 import { accessBits, pageOf } from '../address'
 import type { DmaPool, GuestDma } from '../guest/dma'
 import type { IotlbChannel } from '../iotlb/channel'
 import { Shadow } from '../iotlb/shadow'
+import { shown, summary } from '../inspect'
 
 /** Sums and means since the meter began, or since `restart()`. */
 export interface Exposure {
@@ -109,6 +111,10 @@ export class ExposureMeter {
         this.#released(table, first, last)
       },
     }
+  };
+
+  [shown](depth: number, options: InspectOptions): string {
+    return summary('ExposureMeter', { ...this.read() }, depth, options)
   }
 
   read(): Exposure {

@@ -8,12 +8,14 @@
  * else. Not in the log: what this process writes as an IOMMU (wait statuses, accessed bits) or for
  * its guest; `mark()` is for that.
  */
+import type { InspectOptions } from 'node:util'
 import { PAGE_SIZE } from '../address'
 import type { Gpa, Range } from '../address'
 import { InvalidState, SystemError, succeeded } from '../errors'
 import { native } from '../native'
 import type { Mapping } from '../native'
 import type { VhostDevice } from './vhost-device'
+import { shown, summary } from '../inspect'
 
 const WORD_BITS = 32
 /** Pages whose bits fill one page of the bitmap. */
@@ -50,6 +52,15 @@ export class DirtyLog implements Disposable {
 
   get closed(): boolean {
     return this.#closed
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      devices: this.#devices.length,
+      pages: this.#bitmap.words.length * 32,
+      closed: this.#closed,
+    }
+    return summary('DirtyLog', fields, depth, options)
   }
 
   /**

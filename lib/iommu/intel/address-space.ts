@@ -4,6 +4,7 @@
  * The object remembers under which domain it handed out translations: an invalidation names a
  * domain, and by the time it arrives the tables may name another one for this requester.
  */
+import type { InspectOptions } from 'node:util'
 import { LAST_PAGE, iovaRange } from '../../address'
 import type { Access, AccessBits, Iova } from '../../address'
 import { InvalidState } from '../../errors'
@@ -22,6 +23,8 @@ import { SHARED, SHARED_WORDS } from './shared-address-space'
 import type { IntelRefusal, SharedIntelState } from './shared-address-space'
 import { INTERRUPT_FIRST_PAGE, INTERRUPT_LAST_PAGE, TABLE_MODE } from './translator'
 import type { Translator } from './translator'
+import { plain, shown, summary } from '../../inspect'
+import { requesterName } from '../iommu'
 
 /** No translation was handed out since everything was last invalidated; or some under several. */
 const NONE = -1
@@ -72,6 +75,17 @@ export class IntelAddressSpace implements AddressSpace {
 
   get requester(): number {
     return this.source
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    const fields = {
+      requester: plain(requesterName(this.source)),
+      state: this.state,
+      ats: this.ats,
+      generation: this.#generation,
+      notifiers: this.#notifiers.size,
+    }
+    return summary('IntelAddressSpace', fields, depth, options)
   }
 
   get state(): AddressSpaceState {
