@@ -74,6 +74,8 @@ export class NetPair {
           busyPollMicroseconds: options.busyPollMicroseconds,
         })
         this.channel.unref()
+        // A guest may enable its IOMMU, which invalidates, before its driver acknowledges anything.
+        this.channel.enabled = device.translates
         this.handler = this.#missLoop(this.channel)
       }
     } catch (error) {

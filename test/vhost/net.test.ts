@@ -306,6 +306,12 @@ test('the requester is what the address space says, or the caller', () => {
   expect(kept({ requester: 0x18 }).requester).toBe(0x18)
 })
 
+test('nothing is taken back from a device that has no IOTLB yet, paranoid or not', () => {
+  kept({ paranoid: true })
+  space.invalidatePages(0, 15)
+  expect(kernel.messages).toEqual([])
+})
+
 describe('a decorated channel', () => {
   test('is made once for each pair, and every message of the miss handler goes through it', () => {
     tap.close()
