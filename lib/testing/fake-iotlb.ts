@@ -29,6 +29,8 @@ export const FAKE_BUGS = {
   'messages-outlive-backend': 'SET_BACKEND -1 keeps the questions',
   /** 2020: access_ok() of iovas. */
   'rings-checked-as-host-addresses': 'a running ring cannot move to a high iova',
+  /** 09861858a683 (2026; 6.12.97): vhost_enable_notify() took buffers put back for new ones. */
+  'few-buffers-livelock': 'a frame that needs more buffers than there are is tried for ever',
   /** 975eeb2291a6 (2026, vhost-net), 7e2f8fd8dc83 (vhost-vsock). */
   'table-outlives-feature': 'clearing ACCESS_PLATFORM keeps the IOTLB',
   /** be7b5722a9d4 (6.12.114, CVE-2026-97988). */

@@ -215,13 +215,14 @@ export class FakeRing {
     return this.#lookForMore() === 1
   }
 
-  /** vhost_get_avail_idx: 1 when there is more, 0 when not, or -errno. */
+  /** vhost_get_avail_idx: 1 when more was offered since the last look, 0 when not, or -errno. */
   #lookForMore(): number {
     const index = this.readField('avail', AVAIL.idx)
     if (index < 0) return this.#error(EFAULT)
-    this.availIndex = index
     if (((index - this.lastAvail) & 0xffff) > this.size) return this.#error(EINVAL)
-    return index === this.lastAvail ? 0 : 1
+    const known = this.iotlb?.bugs.has('few-buffers-livelock') ? this.lastAvail : this.availIndex
+    this.availIndex = index
+    return index === known ? 0 : 1
   }
 
   /** vhost_get_vq_desc. @returns undefined when nothing is offered, or -errno */

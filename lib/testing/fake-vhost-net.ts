@@ -303,7 +303,7 @@ export class FakeVhostNet implements BareDevice {
       const outcome = this.#receiveOne(ring, heads)
       if (outcome === 'stop') break
       idle = outcome === 'again' ? idle + 1 : 0
-      // Buffers that are too few for a frame are looked at again and again.
+      // With the mistake, buffers that are too few for a frame are looked at again and again.
       if (idle === IDLE_TURNS) this.#spinning.add(ring)
       if (heads.length > BATCH) ring.complete(heads.splice(0))
     }

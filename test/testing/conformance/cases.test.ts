@@ -26,6 +26,7 @@ const FOUND_BY: Readonly<Record<FakeBug, readonly [string, 'wrong' | 'affected']
   'log-by-iova': ['the dirty log is kept', 'wrong'],
   'messages-outlive-backend': ['SET_BACKEND -1 drops questions that nobody read', 'wrong'],
   'rings-checked-as-host-addresses': ['a running ring can be placed at any iova', 'wrong'],
+  'few-buffers-livelock': ['a frame with too few buffers', 'affected'],
   'table-outlives-feature': ['clearing ACCESS_PLATFORM drops the IOTLB', 'affected'],
   'rings-outlive-feature': ['addresses before features', 'affected'],
 }

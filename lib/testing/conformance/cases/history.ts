@@ -121,6 +121,29 @@ export const history: readonly Case[] = [
       return `UPDATE ${codeOf(bench.update(BUFFERS, PAGE, BUFFERS_GPA, 'read'))}`
     },
   },
+  {
+    about: '09861858a683',
+    name: 'a frame with too few buffers waits for a kick, and costs nothing until then',
+    expected: [
+      { seen: 'asked nothing, kicked write 0' },
+      { seen: 'asked write 0, kicked write 0', where: 'before 6.12.97', bug: true },
+    ],
+    observe: (open) => {
+      const bench = open()
+      const ring = bench.runningRing(RX)
+      bench.mapBuffers(0, 1, 'write')
+      ring.offer(0, 20)
+      ring.kick()
+      bench.device.receive(1)
+      bench.flush()
+      // Whoever looks again asks again.
+      done(bench.invalidate(BUFFERS, PAGE))
+      bench.flush()
+      const asked = listed(bench.asked())
+      ring.kick()
+      return `asked ${asked}, kicked ${listed([...new Set(bench.asked())])}`
+    },
+  },
   fact(
     'virtio 2.7.5.2',
     'a chain that loops is an error, and holds up what follows until it is mended',

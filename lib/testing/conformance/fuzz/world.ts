@@ -209,7 +209,7 @@ export class World {
     })
     while (entries.at(-1) === '0:0') entries.pop()
     const listed = entries.length === 0 ? '' : ` [${entries.join(' ')}]`
-    // A receiving ring without room for a frame is looked at for ever, and its flag with it.
+    // Kernels differ in how often they look at a receiving ring without room for a frame.
     const flags = name === 'rx' ? '' : `/${memory.u16(used + USED.flags)}`
     return `${name} ${index}${flags}${listed}`
   }
