@@ -1,10 +1,19 @@
-// What takes too long for each change: the random tests with a million cases, and the isolation with
-// a hundred thousand frames in each mapping mode on both kernels.
-//   node test/nightly.mjs [oracle] [hostile] [differential] [poison] [6.12] [6.1]   no name: all
-// One line each at the end, then `N passed, N failed`. Each night has a seed of its own, its date;
-// it is printed, and SEED= repeats it. CASES=, STEPS= and FRAMES= are the numbers of cases of the
-// oracle and the hostile guest, of steps against QEMU (which must be 7.2, or that is skipped), and
-// of frames. Four hours at most, of which the frames take three.
+// What takes too long for each change, each part on its own or all of them:
+//   node test/nightly.mjs [PART…] [6.12] [6.1]
+//
+//   oracle, hostile   random tables and a hostile guest: CASES= each (1000000)
+//   differential      against QEMU, which must be 7.2, or it is skipped: STEPS= (60000)
+//   poison            isolation, frames in each mapping mode: FRAMES= (100000)
+//   fuzz              the kernel against the fake: SEQUENCES= (1000)
+//   soak              everything at random: MINUTES= (30)
+//   cycles            opened, started, stopped, closed: CYCLES= (10000)
+//   faults            each kind of fault: ROUNDS= of frames (200)
+//   stalls            silent stalls that heal: HEALS= (480)
+//   unmapped          addresses that nobody maps: UNMAPPED= (100000)
+//
+// From poison on it is the real kernel's turn, both versions in the VM. One line each at the end,
+// then `N passed, N failed`. Each night has a seed of its own, its date; it is printed, and SEED=
+// repeats it. Eight hours at most, of which poison takes three.
 import { finish, hostHasVhost, inVm, suite } from './suites.mjs'
 
 const SUITES = {
@@ -12,9 +21,19 @@ const SUITES = {
   hostile: ['CASES', 1_000_000, 'test/iommu/intel/hostile.test.ts'],
   differential: ['STEPS', 60_000, 'test/differential/qemu.test.ts'],
 }
+/** What the night calls it and how much of it there is, what the test calls it, and where. */
+const IN_VM = {
+  poison: ['FRAMES', 100_000, 'POISON_FRAMES', 'net/poison.test.ts'],
+  fuzz: ['SEQUENCES', 1000, 'FUZZ', 'conformance/fuzz.test.ts'],
+  soak: ['MINUTES', 30, 'SOAK_MINUTES', 'net/flat.test.ts'],
+  cycles: ['CYCLES', 10_000, 'CYCLES', 'net/flat.test.ts'],
+  faults: ['ROUNDS', 200, 'ROUNDS', 'net/faults.test.ts'],
+  stalls: ['HEALS', 480, 'HEALS', 'net/doctor.test.ts'],
+  unmapped: ['UNMAPPED', 100_000, 'UNMAPPED', 'net/bounded.test.ts'],
+}
 const VM_SECONDS = 2 * 3600
 const wanted = process.argv.slice(2)
-const names = [...Object.keys(SUITES), 'poison', '6.12', '6.1']
+const names = [...Object.keys(SUITES), ...Object.keys(IN_VM), '6.12', '6.1']
 const unknown = wanted.filter((name) => !names.includes(name))
 if (unknown.length > 0) {
   console.error(`no such part: ${unknown.join(' ')}; there are ${names.join(' ')}`)
@@ -37,11 +56,17 @@ for (const [name, [variable, usual, file]] of Object.entries(SUITES)) {
   process.env.RUNS = process.env[variable] ?? `${usual}`
   await night(`${name}, ${process.env.RUNS}`, 'test/vitest.config.mts', { files: [file] })
 }
-if (wants('poison')) {
-  process.env.POISON_FRAMES = process.env.FRAMES ?? '100000'
-  const config = 'vm-tests/vitest.config.mts'
-  const files = ['vm-tests/net/poison.test.ts']
-  const what = `poison, ${process.env.POISON_FRAMES} frames a mode`
+const config = 'vm-tests/vitest.config.mts'
+const amounts = Object.entries(IN_VM).map(([name, [variable, usual]]) => {
+  return [name, process.env[variable] ?? `${usual}`]
+})
+for (const [name, amount] of amounts) {
+  if (!wants(name)) continue
+  const [, , setting, file] = IN_VM[name]
+  const files = [`vm-tests/${file}`]
+  // Of two tests in one file, this part's alone.
+  Object.assign(process.env, { CYCLES: '0', SOAK_MINUTES: '0', [setting]: amount })
+  const what = `${name}, ${amount}`
   if (hostHasVhost()) {
     await night(`${what}, this host`, config, { files })
   } else {

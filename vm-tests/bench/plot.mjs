@@ -2,7 +2,12 @@
 // them there is no drawing, and the numbers are the same.
 
 /** @returns the SVG, or undefined where the libraries are not installed */
-export async function draw(report) {
+export function draw(report) {
+  return svgOf(chart(report))
+}
+
+/** @param chart of vega-lite. @returns as `draw` */
+export async function svgOf(chart) {
   let vega, lite
   try {
     vega = await import('vega')
@@ -11,7 +16,7 @@ export async function draw(report) {
     if (error.code === 'ERR_MODULE_NOT_FOUND') return undefined
     throw error
   }
-  const { spec } = lite.compile(chart(report))
+  const { spec } = lite.compile(chart)
   return new vega.View(vega.parse(spec), { renderer: 'none' }).toSVG()
 }
 

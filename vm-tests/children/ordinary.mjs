@@ -3,9 +3,10 @@
 // vhost his group's.
 //   ordinary.mjs UID GID HOST [TAP]
 import { readFileSync } from 'node:fs'
-import { Stack, library } from './stack.mjs'
+import { Stack, built } from './stack.mjs'
 
 const [uid, gid, host, name] = process.argv.slice(2)
+const library = built()
 // The addon is loaded at its first use, from a place that the user may not be able to read.
 library.GuestMemory.allocate(4096).close()
 process.setgroups([])

@@ -4,9 +4,8 @@ import { execFileSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 
-const library = createRequire(import.meta.url)('../../dist/index.js')
-const { GuestMemory, IntelIommu, MiB, NetDriver, Tap, VhostNet } = library
-export { library }
+/** What is built, loaded by whoever has no library of his own to hand over. */
+export const built = () => createRequire(import.meta.url)('../../dist/index.js')
 
 export const REQUESTER = '00:03.0'
 const MAC = [0x02, 0, 0, 0, 0, 0x01]
@@ -37,8 +36,10 @@ export class Stack {
   #question
   #answered = () => {}
 
-  /** @param options `host`, and a `tap` or none; `mapping`; `device`, `driver`: more options */
-  constructor({ host, tap, mapping = 'strict', device = {}, driver = {}, memory = 16 * MiB }) {
+  /** @param options `host`, and a `tap`; `mapping`; `memory` in bytes; `device`, `driver`: more */
+  constructor(options) {
+    const { host, tap, mapping = 'strict', device = {}, driver = {}, memory = 2 ** 24 } = options
+    const { GuestMemory, IntelIommu, NetDriver, VhostNet } = options.library ?? built()
     this.#question = question(host)
     this.tap = tap
     this.memory = GuestMemory.allocate(memory)
@@ -58,11 +59,12 @@ export class Stack {
     })
   }
 
+  /** Started. Without a tap it makes one, with the host's address. */
   static async open(options) {
-    const { name = 'stack%d', host } = options
-    const tap = options.tap ?? Tap.open(name, { up: false })
+    const { library = built(), host } = options
+    const tap = options.tap ?? library.Tap.open('stack%d', { up: false })
     if (options.tap === undefined) address(tap.name, host)
-    const stack = new Stack({ ...options, tap })
+    const stack = new Stack({ ...options, library, tap })
     try {
       await stack.driver.start()
       return stack

@@ -6,7 +6,6 @@ import { spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import type { Worker } from 'node:worker_threads'
 import { describe, expect, test } from 'vitest'
 import { exact } from '../../lib/iotlb/reply-policy'
@@ -15,20 +14,13 @@ import { Feeder } from '../support/feeder'
 import { compared, frame, identical, ours } from '../support/frames'
 import { IntelGuest, PlainGuest, RX, Rig, TX } from '../support/rig'
 import { Station } from '../support/station'
+import { until } from '../support/until'
 
 const ROOT = join(import.meta.dirname, '../..')
 const intel = (memory: GuestMemory): IntelGuest => new IntelGuest(memory)
 /** One miss for each page. */
 const ASKING = { reply: exact, lookAhead: 'off' } as const
 const WORKER = { serve: 'worker' } as const
-
-async function until(condition: () => boolean, within = 10_000): Promise<void> {
-  const end = performance.now() + within
-  while (!condition()) {
-    if (performance.now() > end) throw new Error(`not within ${within} ms: ${String(condition)}`)
-    await sleep(1)
-  }
-}
 
 /** Does nothing else, and lets nobody else, for a time. */
 function compute(milliseconds: number): void {
