@@ -11,6 +11,7 @@ import { FakeClock } from '../../lib/testing/fake-clock'
 import { VhostNet } from '../../lib/vhost/net'
 import type { StallReport, VhostNetOptions } from '../../lib/vhost/net'
 import { Tap } from '../../lib/vhost/tap'
+import { until } from '../native/support'
 import { EFAULT, ENODEV, FakeKernel, TRANSLATED } from './fake-kernel'
 
 const current = vi.hoisted(() => ({ native: undefined as Native | undefined }))
@@ -149,6 +150,41 @@ test('a tap that goes down is told of once each time; one that is gone makes an 
   offer()
   clock.advance(10 * PERIOD)
   expect([reports.length, nic.stats().kicks]).toEqual([1, kicks])
+})
+
+/** The device ticks the error eventfd of the sending ring, and is heard. */
+async function tick(): Promise<void> {
+  const { kicks } = nic.stats()
+  const told = reports.length
+  const one = new Uint8Array(8)
+  one[0] = 1
+  addon().write(nic.events(TX).error, one, 0, 8)
+  await until(() => nic.stats().kicks > kicks || reports.length > told)
+}
+
+test('a first tick where all is in place may be older than the last repair: a kick, and no word', async () => {
+  started()
+  offer()
+  await tick()
+  expect(reports).toEqual([])
+  expect(nic.stats()).toMatchObject({ stalls: 0, repairs: 0 })
+  // The device moved on: the next one is a first one again.
+  memory.setU16(TX_AVAIL_INDEX, 2)
+  memory.setU16(TX_USED_INDEX, 1)
+  await tick()
+  expect(reports).toEqual([])
+})
+
+test('a second tick says more: what the device holds is replaced, and told; a third gives it up', async () => {
+  started()
+  offer()
+  await tick()
+  await tick()
+  expect(reports).toMatchObject([{ queue: TX, noticed: 'error', reason: 'stale-entry', head: 0 }])
+  expect(nic.stats()).toMatchObject({ stalls: 1, healed: 1 })
+  expect(nic.stats().repairs).toBeGreaterThan(0)
+  await tick()
+  expect(reports[1]).toMatchObject({ reason: 'lost-kick', healed: false, repaired: 0 })
 })
 
 test('what the kernel refuses to a repair goes to who listens for failures', () => {
