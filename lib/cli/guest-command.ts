@@ -1,13 +1,17 @@
 /** The command `guest`: the experiment with a stock guest, in the nested VM or on this host. */
 import { accessSync, constants } from 'node:fs'
 import { join } from 'node:path'
+import { defaultCacheDirectory } from '../vm/cache'
 import { runInVm } from '../vm/run-in-vm'
 import type { KernelLine } from '../vm/kernel'
+import { testpmd } from '../vm/testpmd'
 import { GUEST_MODES } from '../vmm/debian-guest'
 import type { GuestMode } from '../vmm/debian-guest'
 import { hostCan } from './demo-command'
 import type { WHERES } from './demo-command'
 import { guestExperiment } from './guest'
+import { dpdkExperiment } from './guest-dpdk'
+import type { GuestPages } from './guest-dpdk'
 import type { LOOK_AHEADS } from './l2fwd-command'
 
 export const MODES = Object.keys(GUEST_MODES) as readonly GuestMode[]
@@ -19,10 +23,14 @@ export interface GuestOptions {
   readonly lookAhead: (typeof LOOK_AHEADS)[number]
   readonly ats: boolean
   readonly kernel: KernelLine
+  /** DPDK in the guest, with memory of such pages, instead of the kernel's own driver. */
+  readonly dpdk?: GuestPages
   readonly json: boolean
 }
 
-const VM_SECONDS = 900
+const VM_SECONDS = 1800
+/** The guest with DPDK has up to 4 GiB of it. */
+const VM_MEMORY = { kernel: 2048, dpdk: 6144 } as const
 
 /** @returns the exit status: 0 only if nothing was lost */
 export async function guest(options: GuestOptions): Promise<number> {
@@ -30,24 +38,31 @@ export async function guest(options: GuestOptions): Promise<number> {
   return inside ? inVm(options) : onHost(options)
 }
 
-async function onHost({ mode, packets, lookAhead, ats, kernel, json }: GuestOptions) {
-  const print = json ? console.error : console.log
-  const result = await guestExperiment({ line: kernel, mode, packets, lookAhead, ats, print })
+async function onHost(options: GuestOptions): Promise<number> {
+  const { mode, packets, lookAhead, ats, kernel: line, dpdk: pages, json } = options
+  const common = { line, packets, lookAhead, ats, print: json ? console.error : console.log }
+  const result = await (pages === undefined
+    ? guestExperiment({ ...common, mode })
+    : dpdkExperiment({ ...common, pages }))
   if (json) console.log(JSON.stringify(result))
   return result.ok ? 0 : 1
 }
 
 async function inVm(options: GuestOptions): Promise<number> {
-  const { mode, packets, lookAhead, ats, kernel, json } = options
+  const { mode, packets, lookAhead, ats, kernel, dpdk, json } = options
+  // There, nothing can be fetched.
+  if (dpdk !== undefined) await testpmd(defaultCacheDirectory())
   const flags = [
     ...['--where', 'host', '--kernel', kernel, '--mode', mode, '--packets', String(packets)],
     ...['--look-ahead', lookAhead, ...(ats ? [] : ['--no-ats']), ...(json ? ['--json'] : [])],
+    ...(dpdk === undefined ? [] : ['--dpdk', dpdk]),
   ]
   const { status } = await runInVm({
     command: [process.execPath, join(__dirname, 'main.js'), 'guest', ...flags],
     projectDirectory: process.cwd(),
     kernel,
     nested: true,
+    memoryMiB: dpdk === undefined ? VM_MEMORY.kernel : VM_MEMORY.dpdk,
     modules: ['pktgen'],
     timeoutSeconds: VM_SECONDS,
     onProgress: ({ text, elapsedMs }) => {

@@ -7,6 +7,7 @@ import type { BootOptions } from './boot'
 import { WHERES } from './demo-command'
 import { MODES, guest } from './guest-command'
 import type { GuestOptions } from './guest-command'
+import { GUEST_PAGES } from './guest-dpdk'
 import { LOOK_AHEADS } from './l2fwd-command'
 import { positive } from './numbers'
 
@@ -52,6 +53,12 @@ export function addGuestCommands(program: Command): void {
     .addOption(
       new Option('--mode <mode>', 'how the guest uses its IOMMU').choices(MODES).default('strict'),
     )
+    .addOption(
+      new Option(
+        '--dpdk <pages>',
+        "DPDK forwards in the guest, in memory of such pages, in place of the kernel's driver",
+      ).choices(GUEST_PAGES),
+    )
     .option('--packets <n>', 'frames each way', positive, 100_000)
     .addOption(
       new Option('--look-ahead <when>', 'when to grant before the kernel asks')
@@ -67,7 +74,8 @@ export function addGuestCommands(program: Command): void {
     .option('--json', 'print one object, and nothing else, on standard output', false)
     .addHelpText(
       'after',
-      '\nExample:\n  vhost-iotlb guest --mode lazy --packets 10000 --json | jq .missesPer1000',
+      '\nExample:\n  vhost-iotlb guest --mode lazy --packets 10000 --json | jq .missesPer1000' +
+        '\n  vhost-iotlb guest --dpdk 1G --packets 500000 --json | jq .steady',
     )
     .action(async (options: GuestOptions) => {
       process.exitCode = await guest(options)

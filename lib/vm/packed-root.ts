@@ -7,7 +7,7 @@
 import { lstatSync, readdirSync, readFileSync, readlinkSync, realpathSync, statSync } from 'node:fs'
 import { basename, dirname, join, relative, resolve } from 'node:path'
 import type { CpioEntry } from './cpio'
-import { findProgram, run } from './process'
+import { findProgram, librariesOf } from './process'
 import { VmError } from './vm-error'
 
 /** Where the archive holds the root: the guest moves there. */
@@ -40,7 +40,9 @@ export async function packedRoot(options: PackOptions): Promise<Iterable<CpioEnt
   )
   const paths = new Set(options.directories.flatMap((directory) => [...walk(directory)]))
   const addons = [...paths].filter((path) => path.endsWith('.node'))
-  const libraries = await Promise.all([...programs, ...addons].filter(isFile).map(librariesOf))
+  const libraries = await Promise.all(
+    [...programs, ...addons].filter(isFile).map((path) => librariesOf(path)),
+  )
   const links = new Map<string, string>()
   for (const path of [...programs, ...libraries.flat()].filter(isFile)) {
     // The file once, under its own name; whatever else it is called is a link to it.
@@ -113,12 +115,6 @@ function* walk(directory: string, device = statSync(directory).dev): Generator<s
     if (!entry.isDirectory()) yield path
     else if (statSync(path).dev === device) yield* walk(path, device)
   }
-}
-
-/** The shared libraries of a program or addon, with the loader; none for what is static or a script. */
-async function librariesOf(program: string): Promise<string[]> {
-  const listed = await run('ldd', [program]).catch(() => Buffer.alloc(0))
-  return [...listed.toString().matchAll(/(?:^|\s)(\/\S+) \(0x/gm)].map(([, path]) => path)
 }
 
 /** What a file takes in memory. */

@@ -27,6 +27,15 @@ export const GUEST_MODES = {
 
 export type GuestMode = keyof typeof GUEST_MODES
 
+export interface DebianGuestOptions {
+  /** Kernel modules: by default what the network card needs, and the packet generator. */
+  readonly modules?: readonly string[]
+  /** What the kernel is told as well. */
+  readonly append?: readonly string[]
+  /** Files beside the shell. */
+  readonly files?: readonly CpioEntry[]
+}
+
 export interface DebianGuest {
   /** As `uname -r` will say. */
   readonly release: string
@@ -37,17 +46,17 @@ export interface DebianGuest {
 export async function debianGuest(
   line: KernelLine,
   mode: GuestMode,
-  extra: readonly CpioEntry[] = [],
+  { modules: wanted = MODULES, append = [], files = [] }: DebianGuestOptions = {},
 ): Promise<DebianGuest> {
   const { kernel, tools } = await prepare(defaultCacheDirectory(), line, [], () => undefined)
-  const modules = await modulesInOrder(kernel.modules, MODULES, xzWith(tools.busybox))
-  const initrd = guestArchive({ busybox: readFileSync(tools.busybox), modules, extra })
+  const modules = await modulesInOrder(kernel.modules, wanted, xzWith(tools.busybox))
+  const initrd = guestArchive({ busybox: readFileSync(tools.busybox), modules, extra: files })
   return {
     release: kernel.release,
     image: {
       kernel: readFileSync(kernel.image),
       initrd,
-      commandLine: [...ALWAYS, ...GUEST_MODES[mode]].join(' '),
+      commandLine: [...ALWAYS, ...GUEST_MODES[mode], ...append].join(' '),
     },
   }
 }
