@@ -11,31 +11,26 @@ import type { InspectOptions } from 'node:util'
 import { InvalidState } from '../errors'
 import { plain, shown, summary } from '../inspect'
 import { requesterName } from '../iommu/iommu'
-import type { IotlbChannel } from '../iotlb/channel'
 import { diagnostics, observed } from '../iotlb/diagnostics'
 import type { DiagnosticSource, FaultMessage } from '../iotlb/diagnostics'
-import type { LookAheadMode } from '../iotlb/look-ahead'
 import { MissHandler } from '../iotlb/miss-handler'
-import type { FaultPolicy, MissHandlerOptions } from '../iotlb/miss-handler'
-import type { ReplyPolicy } from '../iotlb/reply-policy'
 import type { ShadowEntry } from '../iotlb/shadow'
 import type { UnansweredMiss } from '../iotlb/unanswered'
-import type { AddressSpace } from '../memory/address-space'
 import type { GuestMemory } from '../memory/guest-memory'
 import type { Descriptor } from '../native'
 import { featureNames } from '../virtio/net'
 import type { NetDevice } from '../virtio/net-device'
 import type { RingAddresses } from '../virtio/ring-layout'
 import { DirtyLog } from './dirty-log'
-import { moduleParameter } from './module-parameters'
 import { HEADER_BY_VHOST, checkAcknowledged, configure, offered } from './net-features'
 import { NetPair } from './net-pair'
-import { checkServing } from './net-pair-options'
+import { opened } from './net-options'
+import type { Opened, VhostNetOptions } from './net-options'
 import { sum } from './net-stats'
 import type { VhostNetStats } from './net-stats'
 import type { StallReport } from './stall'
 import type { Tap } from './tap'
-import { VhostDevice } from './vhost-device'
+import type { VhostDevice } from './vhost-device'
 import type { RingEvents } from './vhost-device'
 import type { QueueState } from './vring'
 import { systemClock } from './watchdog'
@@ -44,60 +39,11 @@ import type { Clock } from './watchdog'
 export type { QueueState } from './vring'
 export type { StallReason, StallReport } from './stall'
 export type { Clock } from './watchdog'
+export type { ChannelDecorator, HandlerMaker, VhostNetOptions } from './net-options'
 export type { VhostNetStats } from './net-stats'
 
 /** What `vhost-iotlb:stall` publishes. */
 export type StallMessage = DiagnosticSource & StallReport
-
-/** Called once for each pair, with its index, when the device is opened. */
-export type ChannelDecorator = (channel: IotlbChannel, pair: number) => IotlbChannel
-
-/** Called once for each pair, with its index, when the device is opened. */
-export type HandlerMaker = (options: MissHandlerOptions, pair: number) => MissHandler
-
-export interface VhostNetOptions {
-  readonly memory: GuestMemory
-  /** Without it ACCESS_PLATFORM is not offered, and all addresses are gpas. */
-  readonly addressSpace?: AddressSpace
-  /** One queue of the tap for each pair; or taps of one queue each. */
-  readonly backend: Tap | readonly Tap[]
-  /** Pairs, at most as many as the backend has queues; all of them by default. */
-  readonly queues?: number
-  /** Default /dev/vhost-net. */
-  readonly path?: string
-  /** Open vhost descriptors that nobody owns yet, one for each pair; they are taken over. */
-  readonly fd?: number | readonly number[]
-  /** Up to 128 KiB merged by default. */
-  readonly reply?: ReplyPolicy
-  /** `'on-miss'` by default. */
-  readonly lookAhead?: LookAheadMode
-  /** Grants again what an invalidation dropped beside its range; by default it does. */
-  readonly split?: boolean
-  readonly fault?: FaultPolicy
-  readonly paranoid?: boolean
-  /**
-   * Which thread answers misses. `'loop'` (default): this one, on its event loop. `'worker'`: a
-   * Worker for each pair, also while this thread computes; it takes an address space that can be
-   * shared (`AddressSpace.share`), such as those of `IntelIommu`, and a reply policy of this
-   * library. Callbacks and recorded faults come in this thread, when its event loop turns. The
-   * Worker looks ahead when it answers a miss; `on-kick` looks ahead in this thread as well.
-   */
-  readonly serve?: 'loop' | 'worker'
-  /**
-   * 0 (default) to 1000: how long whoever answers misses looks for further ones, before its event
-   * loop goes on.
-   */
-  readonly busyPollMicroseconds?: number
-  /** The source id behind the address space, where that does not say it itself. */
-  readonly requester?: number
-  /** What stands between the kernel and the miss handler of each pair: `recorded`, `faulty`. */
-  readonly channel?: ChannelDecorator
-  /** Makes the miss handler of each pair: one that is recorded. */
-  readonly handler?: HandlerMaker
-  /** Milliseconds between looks at rings that owe work and do not move: 1000 by default, 0 is off. */
-  readonly watchdog?: number
-  readonly clock?: Clock
-}
 
 const WATCHDOG_MILLISECONDS = 1000
 
@@ -154,29 +100,7 @@ export class VhostNet implements NetDevice, Disposable {
    *   module was loaded with experimental_zcopytx=1, or where `serve: 'worker'` is not possible
    */
   static open(options: VhostNetOptions): VhostNet {
-    const taps = 'length' in options.backend ? options.backend : [options.backend]
-    const available = taps.flatMap(({ queues }) => queues)
-    const count = options.queues ?? available.length
-    if (!Number.isInteger(count) || count < 1 || count > available.length) {
-      throw new RangeError(`1 to ${available.length} pairs for this backend: ${count}`)
-    }
-    const { watchdog = 0 } = options
-    if (!(watchdog >= 0)) throw new RangeError(`a watchdog looks every so often: ${watchdog} ms`)
-    checkServing(options)
-    if (options.addressSpace !== undefined) refuseZeroCopy()
-    const undo: Disposable[] = []
-    try {
-      const holder = {}
-      const holds = taps.map((tap) => kept(undo, tap.hold(holder)))
-      const fds = typeof options.fd === 'number' ? [options.fd] : (options.fd ?? [])
-      const devices = Array.from({ length: count }, (_, i) =>
-        kept(undo, VhostDevice.open(deviceOptions(options.path, fds.at(i)))),
-      )
-      return new VhostNet(options, { taps, holds, devices, sockets: available })
-    } catch (error) {
-      for (const done of undo.reverse()) done[Symbol.dispose]()
-      throw error
-    }
+    return opened(options, (parts) => new VhostNet(options, parts))
   }
 
   /** Queues: two for each pair, the receiving one first. */
@@ -482,35 +406,6 @@ export class VhostNet implements NetDevice, Disposable {
   #open(): void {
     if (this.#closed) throw new InvalidState('ERR_CLOSED', 'this device is closed')
   }
-}
-
-interface Opened {
-  readonly taps: readonly Tap[]
-  readonly holds: readonly Disposable[]
-  readonly devices: readonly VhostDevice[]
-  readonly sockets: readonly Descriptor[]
-}
-
-function kept<T extends Disposable>(undo: Disposable[], made: T): T {
-  undo.push(made)
-  return made
-}
-
-function deviceOptions(
-  path: string | undefined,
-  fd: number | undefined,
-): Parameters<typeof VhostDevice.open>[0] {
-  return { ...(path === undefined ? {} : { path }), ...(fd === undefined ? {} : { fd }) }
-}
-
-/** An invalidation does not wait for frames that are sent without a copy (K11). */
-function refuseZeroCopy(): void {
-  if (moduleParameter('vhost_net/experimental_zcopytx') === 0) return
-  throw new InvalidState(
-    'ERR_UNSUPPORTED',
-    'vhost_net was loaded with experimental_zcopytx=1, where an invalidation does not wait for ' +
-      'frames in flight: load it with experimental_zcopytx=0',
-  )
 }
 
 /** What has been counted; most counters are 0 on most devices. */
