@@ -1,12 +1,12 @@
 /** Each example does what it says, run as a reader would run it. */
-import { execFile, spawn } from 'node:child_process'
-import { once } from 'node:events'
+import { execFile } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { describe, expect, test } from 'vitest'
 import { PacketSocket } from '../support/packet-socket'
+import { Running } from '../support/running'
 
 const folder = join(import.meta.dirname, '../../examples')
 /** The nested VM brings its own; on a host there is the system's. */
@@ -16,39 +16,6 @@ const call = promisify(execFile)
 async function output(example: string, ...args: readonly string[]): Promise<string> {
   const { stdout } = await call(process.execPath, [join(folder, example), ...args])
   return stdout
-}
-
-/** An example that runs until it is interrupted. */
-class Running implements AsyncDisposable {
-  said = ''
-  readonly #child
-  readonly #ended
-
-  private constructor(example: string, args: readonly string[]) {
-    this.#child = spawn(process.execPath, [join(folder, example), ...args])
-    this.#child.stdout.on('data', (chunk: Buffer) => (this.said += chunk.toString()))
-    this.#child.stderr.on('data', (chunk: Buffer) => (this.said += chunk.toString()))
-    this.#ended = once(this.#child, 'close')
-  }
-
-  /** Resolves after its first line, which says that it works. */
-  static async start(example: string, ...args: readonly string[]): Promise<Running> {
-    const running = new Running(example, args)
-    await Promise.race([once(running.#child.stdout, 'data'), running.#ended])
-    return running
-  }
-
-  /** @returns all that it said */
-  async interrupt(): Promise<string> {
-    this.#child.kill('SIGINT')
-    await this.#ended
-    return this.said
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#child.kill('SIGKILL')
-    await this.#ended
-  }
 }
 
 /** The last line of what an example said, which is an object. */
@@ -101,7 +68,7 @@ describe('the examples', { timeout: 120_000 }, () => {
   })
 
   test('ping-responder: the real ping gets its answers', async () => {
-    await using example = await Running.start('ping-responder.mjs')
+    await using example = await Running.start(join(folder, 'ping-responder.mjs'))
     const [command, ...args] = existsSync(GUEST_BUSYBOX) ? [GUEST_BUSYBOX, 'ping'] : ['ping']
     const { stdout } = await call(command, [...args, '-c', '2', '192.0.2.2'])
     expect(stdout).toMatch(/2 packets transmitted, 2 (packets )?received/)
@@ -112,7 +79,7 @@ describe('the examples', { timeout: 120_000 }, () => {
   })
 
   test('firewall: forwards what no rule refuses, and counts the rest', async () => {
-    await using example = await Running.start('firewall.mjs', 'wall0', 'wall1')
+    await using example = await Running.start(join(folder, 'firewall.mjs'), 'wall0', 'wall1')
     await using left = await PacketSocket.open('wall0')
     await using right = await PacketSocket.open('wall1')
     const good = ipv4(17, 53)
