@@ -145,6 +145,8 @@ void VcpuThread::Run() {
   }
 }
 
+// One signal for each entry at most: they queue up, and a processor that is sent them faster than it
+// takes them never leaves the last one's handler.
 void VcpuThread::Watch() {
   pollfd loop = {uv_backend_fd(loop_), POLLIN, 0};
   for (;;) {
@@ -153,10 +155,11 @@ void VcpuThread::Watch() {
       int ready = poll(&loop, 1, kTickMilliseconds);
       if (ending_.load()) return;
       if (ready <= 0 && Milliseconds() < deadline_.load()) continue;
+      const uint32_t entry = entries_.load();
       if (running_.load()) Signal();
       watcher_waits_.store(true);
-      // The guest may have been entered in between, by one who did not see that nobody watches.
-      if (!running_.load() || !watcher_waits_.exchange(false)) break;
+      // It may have been entered again in between, by one who did not see that nobody watches.
+      if (entries_.load() == entry || !watcher_waits_.exchange(false)) break;
     }
     if (ending_.load()) return;
   }
@@ -208,6 +211,7 @@ bool VcpuThread::LoopHasWork() {
 }
 
 void VcpuThread::EnterGuest() {
+  entries_.fetch_add(1);
   running_.store(true);
   if (watcher_waits_.exchange(false)) uv_sem_post(&resume_);
   int result = RunOnce();

@@ -97,8 +97,10 @@ class VcpuThread {
   std::atomic<int> result_{0};
   std::atomic<int> exits_{0};
   std::atomic<bool> ending_{false};
-  // On the loop: the guest is running, the watcher waits to be told, and until when it may wait.
+  // On the loop: the guest is running, for the how manieth time, the watcher waits to be told, and
+  // until when it may wait.
   std::atomic<bool> running_{false};
+  std::atomic<uint32_t> entries_{0};
   std::atomic<bool> watcher_waits_{true};
   std::atomic<uint64_t> deadline_{UINT64_MAX};
   // Of the thread that calls KVM_RUN; 0 before it has started.

@@ -4,7 +4,6 @@
  *
  * For programs that make a guest do something and look at what follows; not for people.
  */
-import { setTimeout as sleep } from 'node:timers/promises'
 import type { CpioEntry } from '../vm/cpio'
 import { cpioArchive } from '../vm/cpio'
 import type { KernelModule } from '../vm/modules'
@@ -52,18 +51,19 @@ export function guestArchive({ busybox, modules, extra = [] }: GuestFiles): Uint
   ])
 }
 
-const POLL_MS = 10
-
 export class GuestShell {
   /** Everything that the guest has said. */
   said = ''
   #machine: Machine | undefined
   #commands = 0
   #from = 0
+  #heard: ((character: string) => void) | undefined
 
   /** For `MachineOptions.onConsole`. */
   readonly hear = (byte: number): void => {
-    this.said += String.fromCharCode(byte)
+    const character = String.fromCharCode(byte)
+    this.said += character
+    this.#heard?.(character)
   }
 
   /** Waits for the guest to take commands. @throws Error with what it said, where it does not */
@@ -85,20 +85,35 @@ export class GuestShell {
     return output
   }
 
-  /** What was said until there, from where the last wait ended. */
+  /**
+   * What was said until there, from where the last wait ended. Nothing here asks again and again: on
+   * the event loop, each look would take the processor out of the guest.
+   */
   async #until(text: string, seconds: number, what: string): Promise<string> {
-    const deadline = performance.now() + seconds * 1000
-    for (;;) {
-      const at = this.said.indexOf(text, this.#from)
-      if (at >= 0) {
-        const before = this.said.slice(this.#from, at)
-        this.#from = at + text.length
-        return before.replaceAll('\r', '')
-      }
-      if (performance.now() > deadline) {
-        throw new Error(`no end of '${what}' in ${seconds} s; the guest said:\n${this.said}`)
-      }
-      await sleep(POLL_MS)
+    const at = await this.#found(text, seconds)
+    if (at < 0) {
+      throw new Error(`no end of '${what}' in ${seconds} s; the guest said:\n${this.said}`)
     }
+    const before = this.said.slice(this.#from, at)
+    this.#from = at + text.length
+    return before.replaceAll('\r', '')
+  }
+
+  /** Where the text is, or will be; -1 where it does not come. */
+  #found(text: string, seconds: number): Promise<number> {
+    const at = this.said.indexOf(text, this.#from)
+    if (at >= 0) return Promise.resolve(at)
+    return new Promise((resolve) => {
+      const end = (found: number): void => {
+        clearTimeout(timer)
+        this.#heard = undefined
+        resolve(found)
+      }
+      const timer = setTimeout(end, seconds * 1000, -1)
+      const last = text.at(-1)
+      this.#heard = (character) => {
+        if (character === last && this.said.endsWith(text)) end(this.said.length - text.length)
+      }
+    })
   }
 }

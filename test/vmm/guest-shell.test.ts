@@ -37,6 +37,16 @@ describe('the other end of a guest', () => {
     expect(await shell.run('two')).toBe('you said two')
   })
 
+  it('waits for what comes later, and lets go of it where it came in time', async () => {
+    const { shell, machine, say } = conversation(() => 'late\r\n')
+    const ready = shell.ready(machine, 60)
+    say('booting. guest: read')
+    await new Promise((resolve) => setImmediate(resolve))
+    say('y\r\n')
+    await ready
+    expect(await shell.run('one')).toBe('late')
+  })
+
   it('throws where a command fails, with what it wrote', async () => {
     const { shell, machine, say, fail } = conversation(() => 'no such thing\r\n')
     say(`${READY}\r\n`)
