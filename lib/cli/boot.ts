@@ -36,18 +36,21 @@ export async function boot(options: BootOptions): Promise<number> {
       screen.put(byte)
     },
   })
-  const keys = new Keyboard(machine)
   const started = performance.now()
-  machine.start()
-  const ending = await Promise.race([machine.ended, keys.quit]).finally(() => {
-    keys.close()
-  })
+  const ending = await run(machine)
   screen.flush()
   const stats = machine.stats()
   const seconds = Math.round(performance.now() - started) / 1000
   if (options.json) console.log(JSON.stringify({ ending, seconds, ...stats }))
   else console.error(summary(ending, seconds, stats))
   return ending.how === 'power-off' || ending.how === 'closed' ? 0 : 1
+}
+
+/** The terminal is itself again when it is settled. */
+async function run(machine: Machine): Promise<Ending> {
+  using keys = new Keyboard(machine)
+  machine.start()
+  return await Promise.race([machine.ended, keys.quit])
 }
 
 function machineOptions(options: BootOptions, tap: Tap): MachineOptions {
@@ -101,7 +104,7 @@ class Screen implements Disposable {
 const PIECE_MS = 20
 
 /** What is typed, or comes through a pipe, is the guest's. */
-class Keyboard {
+class Keyboard implements Disposable {
   /** Settled by Ctrl-]. */
   readonly quit: Promise<Ending>
   #ask: (ending: Ending) => void = () => undefined
@@ -123,7 +126,7 @@ class Keyboard {
     stdin.on('data', this.#typed)
   }
 
-  close(): void {
+  [Symbol.dispose](): void {
     const { stdin } = process
     stdin.off('data', this.#typed)
     if (stdin.isTTY) stdin.setRawMode(false)

@@ -11,9 +11,9 @@ import type { MachineOptions } from '../../lib/vmm/machine'
 import { quietTap } from '../support/quiet-tap'
 
 /** RFC 5737: addresses for documentation, which no network uses. */
-const HOST_IP = '192.0.2.1'
-const GUEST_IP = '192.0.2.2'
-const BOOT_SECONDS = 200
+export const HOST_IP = '192.0.2.1'
+export const GUEST_IP = '192.0.2.2'
+export const BOOT_SECONDS = 200
 export const PINGS = 10
 
 /** The line of the kernel that this runs on, which its guest gets too. */
