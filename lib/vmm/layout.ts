@@ -40,3 +40,4 @@ export const LOW = {
 
 /** Device and function of what is on the root bus. */
 export const ROOT_PORT = { device: 1, function: 0 } as const
+export const INTEGRATED = { device: 2, function: 0 } as const

@@ -17,6 +17,7 @@ import { Kvm } from './kvm'
 import {
   DELAY_PORT,
   ECAM,
+  INTEGRATED,
   KEYBOARD_PORT,
   POWER_PORTS,
   REMAPPING_BASE,
@@ -44,6 +45,11 @@ export interface MachineOptions extends Pick<VhostNetOptions, 'lookAhead' | 'rep
   readonly iommu?: IntelIommuOptions | false
   /** Whether the network card has ATS; true if left out. */
   readonly ats?: boolean
+  /**
+   * Whether the network card is on the root bus, as a part of the processor's chip would be; false if
+   * left out, which is behind a root port.
+   */
+  readonly integrated?: boolean
   /** The network card's address. */
   readonly mac?: string
   /** Runs the first processor on the thread of the event loop; true if left out. */
@@ -95,13 +101,17 @@ export class Machine implements Disposable {
   /** @throws RangeError for options out of range; SystemError where the host refuses */
   constructor(options: MachineOptions) {
     this.#options = options
-    const { tap, ats = true, mac = DEFAULT_MAC, iommu = {}, lookAhead, reply } = options
+    const { tap, mac = DEFAULT_MAC, iommu = {}, lookAhead, reply } = options
+    const { ats = true, integrated = false } = options
     this.#processors = inRange('processors', options.processors ?? 1, 1, MOST_PROCESSORS)
     const memoryMiB = inRange('memoryMiB', options.memoryMiB ?? DEFAULT_MEMORY, LEAST_MEMORY, 4096)
     this.memory = GuestMemory.allocate(memoryMiB * MiB)
     this.iommu = iommu === false ? undefined : new IntelIommu(this.memory, iommu)
     const policy = { ...(lookAhead && { lookAhead }), ...(reply && { reply }) }
-    this.net = new NetFunction({ memory: this.memory, tap, iommu: this.iommu, ats, mac, ...policy })
+    this.net = new NetFunction({
+      ...{ memory: this.memory, tap, iommu: this.iommu, ats, integrated, mac },
+      ...policy,
+    })
     this.#serial = new Serial(
       (byte) => options.onConsole?.(byte),
       (asserted) => this.#kvm?.setLine(SERIAL.irq, asserted),
@@ -228,17 +238,24 @@ export class Machine implements Disposable {
     })
   }
 
-  /** One unit in front of everything, and ATS behind the root port (VT-d 5.10 8.3, 8.5). */
+  /** One unit in front of everything; ATS behind the root port, and beside it (VT-d 5.10 8.3, 8.5, 8.8). */
   #dmar(): Dmar | undefined {
     if (this.iommu === undefined) return undefined
-    const { device, function: fn } = ROOT_PORT
-    const path = `00:${device.toString(16).padStart(2, '0')}.${fn}`
+    const beside: Pick<Dmar, 'satc'> =
+      this.#options.integrated === true && this.net.pci.ats !== undefined
+        ? { satc: [{ scopes: [{ type: 'endpoint', path: path(INTEGRATED) }] }] }
+        : {}
     return {
       hostAddressWidth: Math.min(ADDRESS_WIDTH, this.iommu.capabilities.hostAddressWidth),
       drhd: [{ base: REMAPPING_BASE, includePciAll: true }],
-      atsr: [{ scopes: [{ type: 'bridge', path }] }],
+      atsr: [{ scopes: [{ type: 'bridge', path: path(ROOT_PORT) }] }],
+      ...beside,
     }
   }
+}
+
+function path(slot: { readonly device: number; readonly function: number }): string {
+  return `00:${slot.device.toString(16).padStart(2, '0')}.${slot.function}`
 }
 
 function inRange(name: string, value: number, least: number, most: number): number {

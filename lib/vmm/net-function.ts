@@ -29,6 +29,8 @@ export interface NetFunctionOptions extends Pick<VhostNetOptions, 'lookAhead' | 
   readonly iommu: IntelIommu | undefined
   /** Whether the function has the ATS capability. */
   readonly ats: boolean
+  /** It is on the root bus, as a part of the processor's chip would be, and not behind the port. */
+  readonly integrated: boolean
   readonly mac: string
 }
 
@@ -51,7 +53,7 @@ export class NetFunction implements Disposable {
 
   /** @throws SystemError where the host refuses; InvalidState ERR_UNSUPPORTED */
   constructor(options: NetFunctionOptions) {
-    const { memory, tap, iommu, ats, mac, lookAhead, reply } = options
+    const { memory, tap, iommu, ats, integrated, mac, lookAhead, reply } = options
     this.#options = options
     this.#space = iommu === undefined ? undefined : new RequesterSpace(iommu, 0)
     this.nic = VhostNet.open({
@@ -66,8 +68,10 @@ export class NetFunction implements Disposable {
       queues: QUEUES,
       accessPlatform: iommu !== undefined,
       ats: ats && iommu !== undefined ? {} : false,
+      integrated,
     })
-    this.root = new PciRoot(this.pci.config)
+    this.root = new PciRoot(this.pci.config, integrated)
+    this.#renumber()
     this.root.port.onBusReset(() => {
       this.pci.reset()
     })

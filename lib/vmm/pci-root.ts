@@ -1,5 +1,6 @@
 /**
- * The PCI Express hierarchy of the machine: a host bridge, one root port, one function behind it.
+ * The PCI Express hierarchy of the machine: a host bridge, one root port, and one function, behind it
+ * or beside it.
  *
  * Configuration space is memory (ECAM). Which bus is behind the port is for the guest to say, and
  * whatever it says is possible. PCIe 5.0 7.2.2.
@@ -8,7 +9,7 @@ import type { MmioDevice } from '../iommu/iommu'
 import { ConfigSpace } from '../pci/config-space'
 import { endpointHeader } from '../pci/header'
 import { RootPort } from '../pci/root-port'
-import { ROOT_PORT } from './layout'
+import { INTEGRATED, ROOT_PORT } from './layout'
 
 /** A root complex without a driver, as QEMU's generic PCI Express host has it. */
 const HOST_BRIDGE = {
@@ -20,14 +21,17 @@ export class PciRoot implements MmioDevice {
   readonly port = new RootPort({ port: 1 })
   readonly #hostBridge = new ConfigSpace(endpointHeader(HOST_BRIDGE))
   readonly #function: ConfigSpace
+  readonly #integrated: boolean
 
-  /** @param behind the function behind the root port: device 0, function 0 */
-  constructor(behind: ConfigSpace) {
-    this.#function = behind
+  /** @param integrated the function is on the root bus, not behind the root port */
+  constructor(fn: ConfigSpace, integrated = false) {
+    this.#function = fn
+    this.#integrated = integrated
   }
 
-  /** The 16-bit source id of the function behind the port; undefined while its bus has no number. */
+  /** The function's 16-bit source id; undefined while its bus has no number. */
   get requester(): number | undefined {
+    if (this.#integrated) return INTEGRATED.device << 3
     const buses = this.port.buses
     return buses === undefined ? undefined : buses.secondary << 8
   }
@@ -54,7 +58,9 @@ export class PciRoot implements MmioDevice {
     const fn = (offset >>> 12) & 7
     if (fn !== 0) return undefined
     if (bus === 0 && device === 0) return this.#hostBridge
-    if (bus === 0) return device === ROOT_PORT.device ? this.port.config : undefined
+    if (bus === 0 && device === ROOT_PORT.device) return this.port.config
+    if (this.#integrated)
+      return bus === 0 && device === INTEGRATED.device ? this.#function : undefined
     return bus === this.port.buses?.secondary && device === 0 ? this.#function : undefined
   }
 }

@@ -26,6 +26,7 @@ import {
 import type { Aml } from './aml'
 import {
   ECAM,
+  INTEGRATED,
   IOAPIC_BASE,
   LOCAL_APIC_BASE,
   LOW,
@@ -189,8 +190,10 @@ function mcfg(): Uint8Array {
 
 /** A root complex with its windows and interrupts, a serial port, and the way to power off. */
 function namespace(): Aml {
-  const routes = PCI_INTERRUPTS.map((gsi, pin) =>
-    packageOf(integer(ROOT_PORT.device * 0x10000 + 0xffff), integer(pin), integer(0), integer(gsi)),
+  const routes = [ROOT_PORT, INTEGRATED].flatMap((slot) =>
+    PCI_INTERRUPTS.map((gsi, pin) =>
+      packageOf(integer(slot.device * 0x10000 + 0xffff), integer(pin), integer(0), integer(gsi)),
+    ),
   )
   return concat(
     name('\\_S5', packageOf(integer(SLEEP_S5), integer(0), integer(0), integer(0))),

@@ -10,12 +10,16 @@ const BUS_NUMBERS = 0x18
 
 let root: PciRoot
 
+const card = (): ConfigSpace =>
+  new ConfigSpace(
+    endpointHeader({
+      ...{ vendor: 0x1af4, device: 0x1041, classCode: 0x020000 },
+      ...{ subsystemVendor: 0x1af4, subsystem: 0x1100 },
+    }),
+  )
+
 beforeEach(() => {
-  const header = endpointHeader({
-    ...{ vendor: 0x1af4, device: 0x1041, classCode: 0x020000 },
-    ...{ subsystemVendor: 0x1af4, subsystem: 0x1100 },
-  })
-  root = new PciRoot(new ConfigSpace(header))
+  root = new PciRoot(card())
 })
 
 const setBuses = (secondary: number, subordinate: number): void => {
@@ -53,4 +57,13 @@ it('forgets the bus numbers at a reset', () => {
   setBuses(1, 1)
   root.reset()
   expect(root.requester).toBeUndefined()
+})
+
+it('has an integrated function beside the port, whatever buses there are', () => {
+  root = new PciRoot(card(), true)
+  expect(root.requester).toBe(0x0010)
+  expect(root.read(2 * DEVICE, 4)).toBe(0x10411af4n)
+  setBuses(1, 1)
+  expect(root.read(BUS, 4)).toBe(0xffffffffn)
+  expect(root.requester).toBe(0x0010)
 })
