@@ -4,6 +4,7 @@
  */
 import { readFileSync } from 'node:fs'
 import { Tap } from '../vhost/tap'
+import type { LinuxImage } from '../vmm/linux'
 import { Machine } from '../vmm/machine'
 import type { Ending, MachineOptions, MachineStats } from '../vmm/machine'
 import { LOOK_AHEADS } from './l2fwd-command'
@@ -27,11 +28,13 @@ const ESCAPE = 0x1d
 
 /** @returns the exit status: 0 after a power-off @throws SystemError, RangeError */
 export async function boot(options: BootOptions): Promise<number> {
+  const image = imageOf(options)
   using tap = Tap.open(options.tap)
   // With --json the object alone is on standard output.
   using screen = new Screen(options.json ? process.stderr : process.stdout)
   using machine = new Machine({
-    ...machineOptions(options, tap),
+    ...machineOptions(options),
+    ...{ image, tap },
     onConsole: (byte) => {
       screen.put(byte)
     },
@@ -53,15 +56,17 @@ async function run(machine: Machine): Promise<Ending> {
   return await Promise.race([machine.ended, keys.quit])
 }
 
-function machineOptions(options: BootOptions, tap: Tap): MachineOptions {
-  const { kernel, initrd, append, memory, cpus, mac, lookAhead, ats, reboot } = options
+function imageOf({ kernel, initrd, append }: BootOptions): LinuxImage {
   return {
-    image: {
-      kernel: readFileSync(kernel),
-      ...(initrd === undefined ? {} : { initrd: readFileSync(initrd) }),
-      commandLine: append,
-    },
-    tap,
+    kernel: readFileSync(kernel),
+    ...(initrd === undefined ? {} : { initrd: readFileSync(initrd) }),
+    commandLine: append,
+  }
+}
+
+function machineOptions(options: BootOptions): Omit<MachineOptions, 'image' | 'tap'> {
+  const { memory, cpus, mac, lookAhead, ats, reboot } = options
+  return {
     memoryMiB: memory,
     processors: cpus,
     ats,
