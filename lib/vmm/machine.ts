@@ -139,7 +139,7 @@ export class Machine implements Disposable {
 
   /** The guest is stopped where it is. */
   close(): void {
-    this.#powerDown()
+    this.#powerDown()?.close()
     this.net[Symbol.dispose]()
     this.memory.close()
     this.#end({ how: 'closed' })
@@ -198,16 +198,20 @@ export class Machine implements Disposable {
     for (const vcpu of this.#vcpus) vcpu.start()
   }
 
-  /** Processors first: nobody then uses a device that goes back to its beginning. */
-  #powerDown(): void {
+  /**
+   * Processors first: nobody then uses a device that goes back to its beginning.
+   * @returns what is to be closed, without processors and devices
+   */
+  #powerDown(): Kvm | undefined {
     for (const vcpu of this.#vcpus) vcpu.close()
     this.#pastExits = this.stats().exits
     this.#vcpus = []
     this.net.detach()
     this.iommu?.reset()
     this.#serial.reset()
-    this.#kvm?.close()
+    const kvm = this.#kvm
     this.#kvm = undefined
+    return kvm
   }
 
   #stopped(stop: VcpuStop): void {
@@ -226,14 +230,16 @@ export class Machine implements Disposable {
     setImmediate(() => {
       this.#resetting = false
       if (this.#kvm === undefined) return
-      this.#powerDown()
+      // Not the other way round: a host whose only machine goes has virtualisation switched off.
+      const last = this.#powerDown()
       this.#powerOn()
+      last?.close()
     })
   }
 
   #stop(ending: Ending): void {
     setImmediate(() => {
-      this.#powerDown()
+      this.#powerDown()?.close()
       this.#end(ending)
     })
   }
