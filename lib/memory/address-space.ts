@@ -57,8 +57,8 @@ export class PageTranslation {
    * Set by the caller: so many pages on either side of the leaf may come with it, where the tables
    * map them on, with the same access. Whoever translates may leave that undone.
    */
-  above = 0
-  below = 0
+  above: number | undefined = undefined
+  below: number | undefined = undefined
 }
 
 /**

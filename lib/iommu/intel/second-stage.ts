@@ -157,9 +157,7 @@ export function walkSecondStage(
       out.lastPage = out.firstPage + pages - 1
       out.gpaPage = target
       out.access = granted as AccessBits
-      if (level === 1 && rules.widens && out.above + out.below > 0) {
-        widen(region, at, entry, entryHigh, out)
-      }
+      if (level === 1 && rules.widens) widen(region, at, entry, entryHigh, out)
       return 0
     }
     table = target
@@ -178,13 +176,15 @@ function widen(
   entryHigh: number,
   out: PageTranslation,
 ): void {
+  const { above: wantedAbove = 0, below: wantedBelow = 0 } = out
+  if (wantedAbove + wantedBelow === 0) return
   const { u32, start, end } = region
   const word = (at - start) >>> 2
   const index = (at >>> 3) & 511
   // Where the lower word of the address has no carry, within the table and what is known of it.
   const address = entry >>> 12
-  const most = Math.min(out.above, 511 - index, 0xfffff - address, (end - at) / 8 - 1)
-  const least = Math.min(out.below, index, address, (at - start) / 8)
+  const most = Math.min(wantedAbove, 511 - index, 0xfffff - address, (end - at) / 8 - 1)
+  const least = Math.min(wantedBelow, index, address, (at - start) / 8)
   let above = 0
   while (above < most && maps(u32, word, entry, entryHigh, above + 1)) above++
   let below = 0

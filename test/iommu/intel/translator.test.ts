@@ -209,9 +209,9 @@ describe('an address space', () => {
     const out = new PageTranslation()
     expect(guest.space.translatePage(0x234, READ, out)).toBe(true)
     const leaf = { firstPage: 0x200, lastPage: 0x3ff, gpaPage: 0x400, access: READ, reason: 0 }
-    expect(out).toMatchObject(leaf)
+    expect(out).toEqual(leaf)
     expect(guest.space.translatePage(0x234, WRITE, out)).toBe(false)
-    expect(out).toMatchObject({
+    expect(out).toEqual({
       firstPage: 0x234,
       lastPage: 0x234,
       gpaPage: 0,
