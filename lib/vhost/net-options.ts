@@ -32,7 +32,11 @@ export interface VhostNetOptions {
   readonly queues?: number
   /** Default /dev/vhost-net. */
   readonly path?: string
-  /** Open vhost descriptors that nobody owns yet, one for each pair; they are taken over. */
+  /**
+   * Open vhost descriptors that nobody owns yet, one for each pair; they are taken over. What `fs`
+   * opened in a Worker is Node's own there, to be closed once more when the Worker ends: start that
+   * one with `trackUnmanagedFds: false`.
+   */
   readonly fd?: number | readonly number[]
   /** Up to 128 KiB merged by default. */
   readonly reply?: ReplyPolicy

@@ -110,7 +110,8 @@ export class Tap implements Disposable {
   }
 
   /**
-   * Takes over descriptors that are attached already: one for each queue.
+   * Takes over descriptors that are attached already: one for each queue. In a Worker, see
+   * `VhostNetOptions.fd`.
    * @throws SystemError EBADF for a number that is not open, ENOTTY for what is not a tap
    * @throws RangeError for a tun, or for descriptors of different interfaces
    */

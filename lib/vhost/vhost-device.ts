@@ -29,7 +29,7 @@ import type { IoctlName, MessageVersion } from './uapi'
 export interface VhostDeviceOptions {
   /** Default /dev/vhost-net. */
   readonly path?: string
-  /** An open vhost descriptor that nobody owns yet; it is taken over. */
+  /** An open vhost descriptor that nobody owns yet (`VhostNetOptions.fd`); it is taken over. */
   readonly fd?: number
 }
 
