@@ -47,10 +47,26 @@ export class World {
     device.memory.view(BUFFERS_GPA, DATA_BYTES).fill(0)
     const said = this.#act(step)
     device.flush()
+    const errors = RINGS.filter((name) => this.#ticked(name))
     const rings = RINGS.map((name) => this.#ringText(name))
-    const errors = RINGS.filter((name) => device.errors(INDEX[name]) > 0)
     const ticked = errors.length > 0 ? `, error ${errors.join(' ')}` : ''
     return `${said}${rings.join(', ')}${ticked}${this.#written()}`
+  }
+
+  /**
+   * Whether a ring's error eventfd ticked. An error ends a pass, and who is woken twice makes one
+   * pass or two; so such a ring is kicked until it has been through all that it was offered.
+   */
+  #ticked(name: RingName): boolean {
+    const { offered, floor } = this.#rings[name]
+    let ticked = false
+    for (let passes = offered - floor; this.#device.errors(INDEX[name]) > 0; passes--) {
+      ticked = true
+      if (passes < 0) break
+      this.#device.kick(INDEX[name])
+      this.#device.flush()
+    }
+    return ticked
   }
 
   #act(step: Step): string {
