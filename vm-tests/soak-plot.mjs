@@ -4,7 +4,7 @@ import { svgOf } from './bench/plot.mjs'
 
 const MiB = 2 ** 20
 
-function line(samples, title, fields, scale = 1) {
+function line(samples, title, fields, { scale = 1, type = 'linear' } = {}) {
   const places = (value) => Math.round((value / scale) * 100) / 100
   return {
     title,
@@ -20,7 +20,7 @@ function line(samples, title, fields, scale = 1) {
     mark: { type: 'line', strokeWidth: 1 },
     encoding: {
       x: { field: 'minute', type: 'quantitative', title: null },
-      y: { field: 'value', type: 'quantitative', title: null },
+      y: { field: 'value', type: 'quantitative', title: null, scale: { type } },
       color: { field: 'field', title: null },
     },
   }
@@ -32,6 +32,7 @@ const samples = lines.map((text) => JSON.parse(text))
 const svg = await svgOf({
   $schema: 'https://vega.github.io/schema/vega-lite/v6.json',
   background: 'white',
+  config: { aria: false, axis: { grid: false, tickCount: 5 } },
   vconcat: [
     line(
       samples,
@@ -41,9 +42,9 @@ const svg = await svgOf({
     ),
     line(samples, 'Descriptors and threads', ['descriptors', 'threads']),
     line(samples, 'Questions answered and misses, so far', ['answers', 'misses']),
-    line(samples, 'Milliseconds from a question to its answer', ['p50', 'p99']),
+    line(samples, 'Milliseconds from a question to its answer', ['p50', 'p99'], { type: 'log' }),
   ],
   resolve: { scale: { color: 'independent' } },
 })
 if (svg === undefined) throw new Error('vega and vega-lite are not installed')
-writeFileSync(to, `${svg.replace(/(\.\d\d)\d+/g, '$1')}\n`)
+writeFileSync(to, `${svg.replace(/(\.\d)\d+/g, '$1')}\n`)

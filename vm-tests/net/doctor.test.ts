@@ -10,8 +10,10 @@ import type { RigOptions } from '../support/rig'
 
 const PERIOD = 50
 /** Silent stalls that are made, at most 480, and those of a round; the first is to warm up. */
-const HEALS = Number(process.env['HEALS'] ?? 96)
+const HEALS = Number(process.env['HEALS'] ?? 64)
 const ROUND = 32
+/** A stall is two turns of the worker and one of ours, a miss one and one; the rest is reserve. */
+const MISSES_A_HEAL = 6
 const HOUR = 3_600_000
 
 interface Examined extends AsyncDisposable {
@@ -63,6 +65,9 @@ async function sentFrom(
   return found
 }
 
+const valuesOf = (of: readonly Healing[], key: keyof Healing): readonly number[] =>
+  of.map((one) => one[key])
+
 const percentile = (values: readonly number[], part: number): number =>
   values.toSorted((a, b) => a - b)[Math.floor(part * (values.length - 1))]
 
@@ -75,44 +80,45 @@ async function received({ rig }: Examined, pages: readonly number[]): Promise<vo
   await rig.until(() => rig.completed[RX] === before + pages.length)
 }
 
-test('permission: the silent stall (K2) heals by its tick alone', { timeout: HOUR }, async () => {
-  await using made = await examined(0, { lookAhead: 'off', reply: exact })
-  const { rig } = made
-  const stalled: Healing[] = []
-  const missed: Healing[] = []
-  for (let done = 0; done < HEALS; done += ROUND) {
-    const pages = Array.from({ length: ROUND }, (_, i) => 4 * (done + i))
-    missed.push(
-      ...(await sentFrom(
-        made,
-        pages.map((page) => page + 2),
-      )),
+test(
+  'permission: the silent stall (K2) heals by its tick alone, in the time of a few misses',
+  { timeout: HOUR },
+  async () => {
+    await using made = await examined(0, { lookAhead: 'off', reply: exact })
+    const { rig } = made
+    const stalled: Healing[] = []
+    const missed: Healing[] = []
+    for (let done = 0; done < HEALS; done += ROUND) {
+      const pages = Array.from({ length: ROUND }, (_, i) => 4 * (done + i))
+      missed.push(
+        ...(await sentFrom(
+          made,
+          pages.map((page) => page + 2),
+        )),
+      )
+      await received(made, pages)
+      stalled.push(...(await sentFrom(made, pages)))
+    }
+    const { stallsByReason, stalls, healed } = rig.nic.stats()
+    expect({ ...stallsByReason, stalls, healed }).toMatchObject({
+      permission: HEALS,
+      stalls: HEALS,
+      healed: HEALS,
+    })
+    const [heals, misses] = [stalled.slice(ROUND), missed.slice(ROUND)]
+    const split = (of: readonly Healing[], key: keyof Healing): string =>
+      [0.5, 0.99].map((part) => percentile(valuesOf(of, key), part).toFixed(2)).join(' and ')
+    console.log(
+      `K2: ${heals.length} stalls healed, milliseconds at p50 and p99: ${split(heals, 'whole')}, of ` +
+        `it the wake-up ${split(heals, 'wakeUp')} and the work ${split(heals, 'work')}; ` +
+        `a miss takes ${split(misses, 'whole')}; the first stall ${stalled[0].whole.toFixed(1)}`,
     )
-    await received(made, pages)
-    stalled.push(...(await sentFrom(made, pages)))
-  }
-  const { stallsByReason, stalls, healed } = rig.nic.stats()
-  expect({ ...stallsByReason, stalls, healed }).toMatchObject({
-    permission: HEALS,
-    stalls: HEALS,
-    healed: HEALS,
-  })
-  const warm = { stalled: stalled.slice(ROUND), missed: missed.slice(ROUND) }
-  const line = (of: readonly Healing[], key: keyof Healing): string =>
-    `${percentile(
-      of.map((one) => one[key]),
-      0.5,
-    ).toFixed(2)}/` +
-    percentile(
-      of.map((one) => one[key]),
-      0.99,
-    ).toFixed(2)
-  console.log(
-    `K2, ${warm.stalled.length} stalls, p50/p99 ms: whole ${line(warm.stalled, 'whole')}, ` +
-      `wake-up ${line(warm.stalled, 'wakeUp')}, work ${line(warm.stalled, 'work')}; ` +
-      `a miss ${line(warm.missed, 'whole')}; the first ${stalled[0].whole.toFixed(2)}`,
-  )
-})
+    // Of a miss, because that is as slow as everything else here where the host is busy.
+    expect(percentile(valuesOf(heals, 'whole'), 0.5)).toBeLessThan(
+      MISSES_A_HEAL * percentile(valuesOf(misses, 'whole'), 0.5),
+    )
+  },
+)
 
 test('stale-entry: an older entry that the shadow does not know of wins (K3), and is replaced', async () => {
   await using made = await examined()
