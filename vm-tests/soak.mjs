@@ -67,8 +67,11 @@ class Soak {
     this.errors[name] = (this.errors[name] ?? 0) + 1
   }
 
-  /** One device, from its opening to its close, with whatever was drawn for it. */
-  async episode(until) {
+  /**
+   * One device, from its opening to its close, with whatever was drawn for it.
+   * @param look is called between questions
+   */
+  async episode(until, look) {
     const { exact, merged } = this.#library
     const mapping = this.#pick(MAPPINGS)
     const channels = []
@@ -93,6 +96,7 @@ class Soak {
     if (withFaults) Object.assign(chances, MISHAPS)
     try {
       while (performance.now() < until) {
+        look()
         await this.#disturb(stack, chances)
         const took = await stack.ask(3000)
         if (took < 0) this.totals.lost++
@@ -167,7 +171,7 @@ const median = (values) => values.toSorted((a, b) => a - b).at(values.length >>>
 
 /** Medians of the second and of the last quarter: the first one is warming up. */
 function drift(samples) {
-  const quarter = Math.floor(samples.length / 4)
+  const quarter = Math.max(1, Math.floor(samples.length / 4))
   const parts = { early: samples.slice(quarter, 2 * quarter), late: samples.slice(-quarter) }
   const keys = ['rss', 'heapUsed', 'external', 'slab', 'descriptors', 'threads', 'mappings', 'p50']
   return Object.fromEntries(
@@ -195,21 +199,20 @@ export async function soak(options) {
   const soaked = new Soak(library, tap, seed)
   const began = performance.now()
   const elapsed = () => (performance.now() - began) / 1000
-  const timer = setInterval(
-    () => {
-      appendFileSync(out, `${JSON.stringify(soaked.sample(elapsed()))}\n`)
-    },
-    (seconds * 1000) / wanted,
-  )
+  let next = 0
+  const look = () => {
+    if (elapsed() < next) return
+    next += seconds / wanted
+    appendFileSync(out, `${JSON.stringify(soaked.sample(elapsed()))}\n`)
+  }
   while (elapsed() < seconds || soaked.totals.answers < least) {
     const length = Math.min(seconds * 100, 1000 + soaked.random(9000))
     try {
-      await soaked.episode(performance.now() + length)
+      await soaked.episode(performance.now() + length, look)
     } catch (error) {
       soaked.failed(error)
     }
   }
-  clearInterval(timer)
   tap.close()
   const { totals, stats, byReason, injected, errors, samples } = soaked
   const counts = { ...totals, ...stats, byReason, injected, errors }
