@@ -37,6 +37,18 @@ export class Bus {
     place?.device.write(address - place.first, value, size)
   }
 
+  /** As `write` of 4 bytes. */
+  writeWord(address: number, value: number): void {
+    const place = this.#find(address, 4)
+    if (place === undefined) return
+    const { device, first } = place
+    if (device.writeWord === undefined || (address - first) % 4 !== 0) {
+      device.write(address - first, BigInt(value), 4)
+    } else {
+      device.writeWord(address - first, value)
+    }
+  }
+
   #find(address: number, size: number): Place | undefined {
     for (const place of this.#places) {
       if (address >= place.first && address + size - 1 <= place.last) return place

@@ -96,11 +96,15 @@ export class Vcpu {
 
   #mmio(): void {
     const view = this.#view
-    const address = Number(view.getBigUint64(KVM_RUN_AT.mmioAddress, true))
+    const { mmioAddress } = KVM_RUN_AT
+    const address =
+      view.getUint32(mmioAddress, true) + view.getUint32(mmioAddress + 4, true) * 2 ** 32
     const size = view.getUint32(KVM_RUN_AT.mmioLength, true)
     const bus = this.#options.memory
     if (view.getUint8(KVM_RUN_AT.mmioIsWrite) !== 0) {
-      bus.write(address, BigInt.asUintN(8 * size, this.#data[0]), size)
+      // The registers that a guest writes most have 4 bytes.
+      if (size === 4) bus.writeWord(address, view.getUint32(KVM_RUN_AT.mmioData, true))
+      else bus.write(address, BigInt.asUintN(8 * size, this.#data[0]), size)
     } else {
       this.#data[0] = bus.read(address, size)
     }

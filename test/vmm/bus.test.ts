@@ -24,6 +24,21 @@ it('reads all ones where there is nothing, or not all of it', () => {
   }).not.toThrow()
 })
 
+it('gives a word to a device that takes numbers as one, where it is aligned there', () => {
+  const bus = new Bus()
+  const words = { ...device(), writeWord: vi.fn() }
+  const other = device()
+  bus.add(0x1000, 0x10, words)
+  bus.add(0x2000, 0x10, other)
+  bus.writeWord(0x1008, 0xffffffff)
+  bus.writeWord(0x1006, 5)
+  bus.writeWord(0x2004, 6)
+  bus.writeWord(0x3000, 7)
+  expect(words.writeWord.mock.calls).toEqual([[8, 0xffffffff]])
+  expect(words.write.mock.calls).toEqual([[6, 5n, 4]])
+  expect(other.write.mock.calls).toEqual([[4, 6n, 4]])
+})
+
 it('lets the device that came first answer, until it leaves', () => {
   const bus = new Bus()
   const [first, second] = [device(), device()]
