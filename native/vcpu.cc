@@ -211,8 +211,9 @@ bool VcpuThread::LoopHasWork() {
 }
 
 void VcpuThread::EnterGuest() {
-  entries_.fetch_add(1);
+  // In this order: who sees the new entry also sees that it is running, and signals it.
   running_.store(true);
+  entries_.fetch_add(1);
   if (watcher_waits_.exchange(false)) uv_sem_post(&resume_);
   int result = RunOnce();
   running_.store(false);
