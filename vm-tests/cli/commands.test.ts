@@ -1,0 +1,36 @@
+/** Commands of the README that no other test runs, as somebody on this machine would run them. */
+import { execFile } from 'node:child_process'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { expect, test } from 'vitest'
+
+const CLI = join(import.meta.dirname, '../../dist/cli/main.js')
+
+/** @returns what it printed @throws Error where its status is not 0 */
+async function printed(...args: readonly string[]): Promise<unknown> {
+  const { stdout } = await promisify(execFile)(process.execPath, [CLI, ...args, '--json'])
+  return JSON.parse(stdout)
+}
+
+test('doctor finds nothing missing here', async () => {
+  const findings = (await printed('doctor')) as readonly { readonly ok: boolean }[]
+  expect(findings.length).toBeGreaterThan(3)
+})
+
+test('conformance: every case as usual, or as it is documented', { timeout: 120_000 }, async () => {
+  const kernels = (await printed('conformance', '--where', 'host')) as readonly unknown[]
+  expect(kernels).toHaveLength(1)
+  expect(kernels[0]).toMatchObject({ kernel: expect.stringMatching(/^Linux 6\.1/) as string })
+})
+
+test('bench: rows, and each target that they decide', { timeout: 120_000 }, async () => {
+  const args = ['bench', '--where', 'host', '--quick', '--only', 'walk,heap']
+  const { env, rows, targets } = (await printed(...args)) as Record<string, readonly object[]>
+  expect(env).toMatchObject({ effort: 'quick' })
+  expect(rows.map((row) => (row as { section: string }).section)).toContain('walk')
+  const named = targets.map((target) => (target as { name: string }).name)
+  expect(named).toContain('walk-ns')
+  for (const target of targets) {
+    expect(Object.keys(target)).toEqual(['name', 'value', 'unit', 'target', 'met'])
+  }
+})
