@@ -17,14 +17,8 @@ test('doctor finds nothing missing here', async () => {
   expect(findings.length).toBeGreaterThan(3)
 })
 
-test('conformance: every case as usual, or as it is documented', { timeout: 120_000 }, async () => {
-  const kernels = (await printed('conformance', '--where', 'host')) as readonly unknown[]
-  expect(kernels).toHaveLength(1)
-  expect(kernels[0]).toMatchObject({ kernel: expect.stringMatching(/^Linux 6\.1/) as string })
-})
-
-test('bench: rows, and each target that they decide', { timeout: 120_000 }, async () => {
-  const args = ['bench', '--where', 'host', '--quick', '--only', 'walk,heap']
+test('bench: rows, and each target that they decide', async () => {
+  const args = ['bench', '--where', 'host', '--quick', '--only', 'walk']
   const { env, rows, targets } = (await printed(...args)) as Record<string, readonly object[]>
   expect(env).toMatchObject({ effort: 'quick' })
   expect(rows.map((row) => (row as { section: string }).section)).toContain('walk')
