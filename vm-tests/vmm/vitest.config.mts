@@ -5,6 +5,7 @@ export default defineConfig({
   test: {
     root: new URL('../..', import.meta.url).pathname,
     include: ['vm-tests/vmm/**/*.test.ts'],
+    globalSetup: ['vm-tests/vmm/hold-kvm.ts'],
     pool: 'threads',
     isolate: false,
     fileParallelism: false,
