@@ -5,10 +5,12 @@
 import { inspect } from 'node:util'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { Iova } from '../../lib/address'
-import { Guest, PINGS } from './guest'
+import { BOOT_SECONDS, Guest, HOST_IP, PINGS } from './guest'
 import { mappedPages } from './second-stage'
 
 const CARD = 0x0100
+/** How often the guest is started again: `GUEST_REBOOTS=50` for more. */
+const REBOOTS = Number(process.env['GUEST_REBOOTS'] ?? 2)
 
 describe('Linux with intel_iommu=on and iommu.strict=1', () => {
   let guest: Guest
@@ -74,6 +76,23 @@ describe('Linux with intel_iommu=on and iommu.strict=1', () => {
     expect(await guest.ping()).toBe(PINGS)
     expect(guest.machine.net.pci.ats?.enabled).toBe(true)
   })
+
+  it.each(Array.from({ length: REBOOTS }, (_, i) => i + 1))(
+    'reboots while frames are under way, and works again: %i',
+    async () => {
+      const { boots } = guest.machine.stats()
+      await guest.run(`ping -q -i 0.01 ${HOST_IP} >/dev/null & sleep 0.3`)
+      guest.machine.type(Buffer.from('reboot -f\n'))
+      await guest.shell.ready(guest.machine, BOOT_SECONDS)
+      await guest.up()
+      expect(await guest.ping()).toBe(PINGS)
+      const { nic, recordedFaults, boots: after } = guest.machine.stats()
+      expect({ faults: nic.faults, recordedFaults }).toEqual({ faults: 0, recordedFaults: 0 })
+      expect(after).toBe(boots + 1)
+      expect(guest.machine.net.pci.ats?.enabled).toBe(true)
+    },
+    240_000,
+  )
 
   it('powers off', async () => {
     guest.machine.type(Buffer.from('poweroff -f\n'))
