@@ -34,7 +34,7 @@ if (wants('vm')) {
         prefix: inVm(kernel, 600),
       })
       await suite(`guests on Linux ${kernel}`, 'vm-tests/vmm/vitest.config.mts', {
-        prefix: inVm(kernel, 600, ['--nested', '--module', 'pktgen']),
+        prefix: inVm(kernel, 900, ['--nested', '--module', 'pktgen']),
       })
     }
   }
