@@ -1,15 +1,18 @@
 /**
- * The network card as a part of the chip: on the root bus, without a link, and named by the DMAR's
- * SATC structure instead of a root port in its ATSR.
+ * The machine in another shape: four processors, and the network card as a part of the chip, which is
+ * on the root bus, without a link, and named by the DMAR's SATC structure instead of a root port in
+ * its ATSR.
  */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { Guest, PINGS } from './guest'
 
-describe('Linux with an integrated network card', () => {
+const PROCESSORS = 4
+
+describe('Linux with four processors and an integrated network card', () => {
   let guest: Guest
 
   beforeAll(async () => {
-    guest = await Guest.boot('strict', { integrated: true })
+    guest = await Guest.boot('strict', { integrated: true, processors: PROCESSORS })
   }, 240_000)
 
   afterAll(async () => {
@@ -21,6 +24,12 @@ describe('Linux with an integrated network card', () => {
     expect(messages).toMatch(/DMAR: SATC flags: 0x0/)
     expect(messages).toMatch(/pci 0000:00:02\.0: \[1af4:1041\].*/)
     expect(messages).not.toMatch(/BIOS is broken|Firmware (Bug|Warn)|DMAR: \[|handling fault/)
+  })
+
+  it('runs on all of its processors', async () => {
+    expect(await guest.run('nproc')).toBe(String(PROCESSORS))
+    const last = `taskset -c ${PROCESSORS - 1} cut -d ' ' -f 39 /proc/self/stat`
+    expect(await guest.run(last)).toBe(String(PROCESSORS - 1))
   })
 
   it('switches ATS on, and translates for a source id of the root bus', async () => {
