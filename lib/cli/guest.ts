@@ -66,6 +66,10 @@ export interface GuestResult {
 /** RFC 5737: addresses for documentation, which no network uses. */
 const HOST_IP = '192.0.2.1'
 const GUEST_IP = '192.0.2.2'
+/** Of nobody: this host does not answer frames to it, not even that they can't be delivered. */
+const SINK_IP = '192.0.2.9'
+/** Seconds after which a kernel asks a neighbour whether it is still there: not during this. */
+const NO_PROBE = 86_400
 const BOOT_SECONDS = 180
 const PINGS = 5
 const FRAME_BYTES = 60
@@ -103,6 +107,7 @@ export async function guestExperiment(options: GuestExperiment): Promise<GuestRe
   print(`Linux ${release} is up after ${bootSeconds} s, ${image.commandLine}`)
 
   await shell.run('echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6')
+  await shell.run(`echo ${NO_PROBE} >/proc/sys/net/ipv4/neigh/eth0/delay_first_probe_time`)
   await shell.run(`ip addr add ${GUEST_IP}/24 dev eth0; ip link set eth0 up`)
   const said = await shell.run(`ping -c ${PINGS} -i 0.2 ${HOST_IP}`)
   const pings = Number(/(\d+) packets received/.exec(said)?.[1] ?? 0)
@@ -136,7 +141,7 @@ async function sendOut(
     `count ${packets}`,
     `pkt_size ${FRAME_BYTES}`,
     `dst_mac ${tap.macAddress}`,
-    `dst ${HOST_IP}`,
+    `dst ${SINK_IP}`,
     'delay 0',
   ]
   await shell.run('cd /proc/net/pktgen; echo add_device eth0 >kpktgend_0')
@@ -162,6 +167,8 @@ async function sendIn(
   { packets, rate }: { readonly packets: number; readonly rate: number },
 ): Promise<Direction> {
   const arrived = (): Promise<number> => guestStatistic(shell, 'rx_packets')
+  // What is on its way now has been counted at the tap already.
+  await quietened(arrived)
   const before = await arrived()
   return measured(machine, async () => {
     const first = statistic(tap, 'tx_packets')
@@ -267,4 +274,5 @@ async function guestStatistic(shell: GuestShell, name: string): Promise<number> 
 /** Nobody talks on the tap but the experiment. */
 export function quiet(name: string): void {
   writeFileSync(`/proc/sys/net/ipv6/conf/${name}/disable_ipv6`, '1')
+  writeFileSync(`/proc/sys/net/ipv4/neigh/${name}/delay_first_probe_time`, String(NO_PROBE))
 }
