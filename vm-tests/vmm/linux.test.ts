@@ -2,10 +2,13 @@
  * A stock Debian kernel on our machine, its network card served by the kernel's vhost-net: the
  * driver that programs the VT-d here was written by nobody of this project.
  */
+import { setTimeout as sleep } from 'node:timers/promises'
 import { inspect } from 'node:util'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { Iova } from '../../lib/address'
-import { BOOT_SECONDS, Guest, HOST_IP, PINGS } from './guest'
+import { frame } from '../support/frames'
+import { PacketSocket } from '../support/packet-socket'
+import { BOOT_SECONDS, Guest, PINGS } from './guest'
 import { mappedPages } from './second-stage'
 
 const CARD = 0x0100
@@ -81,14 +84,15 @@ describe('Linux with intel_iommu=on and iommu.strict=1', () => {
     'reboots while frames are under way, and works again: %i',
     async () => {
       const { boots } = guest.machine.stats()
-      await guest.run(`ping -q -i 0.01 ${HOST_IP} >/dev/null & sleep 0.3`)
+      await using flood = await Flood.into(guest.tap.name)
       guest.machine.type(Buffer.from('reboot -f\n'))
       await guest.shell.ready(guest.machine, BOOT_SECONDS)
+      await flood[Symbol.asyncDispose]()
       await guest.up()
       expect(await guest.ping()).toBe(PINGS)
       const { nic, recordedFaults, boots: after } = guest.machine.stats()
       expect({ faults: nic.faults, recordedFaults }).toEqual({ faults: 0, recordedFaults: 0 })
-      expect(after).toBe(boots + 1)
+      expect(after, guest.shell.said.slice(-2000)).toBe(boots + 1)
       expect(guest.machine.net.pci.ats?.enabled).toBe(true)
     },
     240_000,
@@ -99,3 +103,36 @@ describe('Linux with intel_iommu=on and iommu.strict=1', () => {
     expect(await guest.machine.ended).toEqual({ how: 'power-off' })
   })
 })
+
+/**
+ * Frames into the guest, which nobody there answers. It must not send any itself: Linux breaks the
+ * queues of virtio devices before a restart, and virtio_net's `start_xmit` then waits for ever for the
+ * completions of a queue that is broken (seen on 6.1.192).
+ */
+class Flood implements AsyncDisposable {
+  #going = true
+  readonly #sent: Promise<void>
+
+  private constructor(private readonly socket: PacketSocket) {
+    this.#sent = this.#send()
+  }
+
+  static async into(name: string): Promise<Flood> {
+    return new Flood(await PacketSocket.open(name))
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#going) return
+    this.#going = false
+    await this.#sent
+    await this.socket[Symbol.asyncDispose]()
+  }
+
+  async #send(): Promise<void> {
+    for (let i = 0; this.#going; i++) {
+      // The tap's queue is full while nobody reads it.
+      await this.socket.send(frame(i, 100, 'host')).catch(() => undefined)
+      await sleep(5)
+    }
+  }
+}
