@@ -14,6 +14,7 @@ import { benchAlone, benchWithVhost } from './bench/run'
 import type { BenchPlan } from './bench/run'
 import { hostCan } from './demo-command'
 import type { WHERES } from './demo-command'
+import { printProgress } from './progress'
 
 export interface BenchOptions {
   readonly where: (typeof WHERES)[number]
@@ -110,9 +111,9 @@ async function inVm(
     modules: ['pktgen'],
     timeoutSeconds: LIMIT_SECONDS,
     stdout: 'capture',
-    onProgress: ({ text, elapsedMs }) => {
-      accelerator = /\((kvm|tcg),/.exec(text)?.[1] ?? accelerator
-      console.error(`${(elapsedMs / 1000).toFixed(1).padStart(5)} s  ${text}`)
+    onProgress: (progress) => {
+      accelerator = /\((kvm|tcg),/.exec(progress.text)?.[1] ?? accelerator
+      printProgress(progress)
     },
   })
   if (status !== 0) throw new Error(`the part in the VM ended with status ${status}`)

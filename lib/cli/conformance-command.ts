@@ -14,6 +14,7 @@ import { report, sound } from './conformance-report'
 import type { Examined } from './conformance-report'
 import { hostCan } from './demo-command'
 import type { WHERES } from './demo-command'
+import { printProgress } from './progress'
 
 export const KERNELS = ['6.12', '6.1', 'both'] as const
 
@@ -78,9 +79,7 @@ async function inVm(kernel: KernelLine, { fuzz, seed }: ConformanceOptions): Pro
     kernel,
     timeoutSeconds: LIMIT_SECONDS + fuzz * SEQUENCE_SECONDS,
     stdout: 'capture',
-    onProgress: ({ text, elapsedMs }) => {
-      console.error(`${(elapsedMs / 1000).toFixed(1).padStart(5)} s  ${text}`)
-    },
+    onProgress: printProgress,
   })
   if (status !== 0) throw new Error(`the part in the VM ended with status ${status}`)
   return JSON.parse(stdout) as Examined

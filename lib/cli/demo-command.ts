@@ -5,6 +5,7 @@ import { runInVm } from '../vm/run-in-vm'
 import type { KernelLine } from '../vm/kernel'
 import { demonstrate } from './demo'
 import type { DemoResult } from './demo'
+import { progressLine } from './progress'
 import { beginRecording, recordFlag } from './record'
 
 export const WHERES = ['auto', 'host', 'vm'] as const
@@ -52,8 +53,8 @@ async function inVm({ mapping, kernel, json, record }: DemoOptions): Promise<num
     projectDirectory: process.cwd(),
     kernel,
     timeoutSeconds: 120,
-    onProgress: ({ text, elapsedMs }) => {
-      say(`${(elapsedMs / 1000).toFixed(1).padStart(5)} s  ${text}`)
+    onProgress: (progress) => {
+      say(progressLine(progress))
     },
   })
   return status

@@ -13,6 +13,7 @@ import { guestExperiment } from './guest'
 import { dpdkExperiment } from './guest-dpdk'
 import type { GuestPages } from './guest-dpdk'
 import type { LOOK_AHEADS } from './l2fwd-command'
+import { printProgress } from './progress'
 
 export const MODES = Object.keys(GUEST_MODES) as readonly GuestMode[]
 
@@ -65,9 +66,7 @@ async function inVm(options: GuestOptions): Promise<number> {
     memoryMiB: dpdk === undefined ? VM_MEMORY.kernel : VM_MEMORY.dpdk,
     modules: ['pktgen'],
     timeoutSeconds: VM_SECONDS,
-    onProgress: ({ text, elapsedMs }) => {
-      console.error(`${(elapsedMs / 1000).toFixed(1).padStart(5)} s  ${text}`)
-    },
+    onProgress: printProgress,
   })
   return status
 }

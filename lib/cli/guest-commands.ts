@@ -1,15 +1,13 @@
 /** The commands about guests, as the command line shows them: `boot`, `guest`. */
 import { Option } from 'commander'
 import type { Command } from 'commander'
-import { KERNEL_LINES } from '../vm/kernel'
 import { boot } from './boot'
 import type { BootOptions } from './boot'
-import { WHERES } from './demo-command'
 import { MODES, guest } from './guest-command'
 import type { GuestOptions } from './guest-command'
 import { GUEST_PAGES } from './guest-dpdk'
-import { LOOK_AHEADS } from './l2fwd-command'
 import { positive } from './numbers'
+import { kernel, lookAhead, where } from './options'
 
 export function addGuestCommands(program: Command): void {
   program
@@ -22,11 +20,7 @@ export function addGuestCommands(program: Command): void {
     .option('--memory <MiB>', 'memory of the guest', positive, 512)
     .option('--cpus <n>', 'processors of the guest: 1 to 4', positive, 1)
     .option('--mac <address>', "the network card's address")
-    .addOption(
-      new Option('--look-ahead <when>', 'when to grant before the kernel asks')
-        .choices(LOOK_AHEADS)
-        .default('on-miss'),
-    )
+    .addOption(lookAhead())
     .option('--no-ats', 'a network card without ATS')
     .option('--no-reboot', 'a reset of the guest ends it')
     .option('--json', 'print one object at the end; the console goes to standard error', false)
@@ -45,11 +39,7 @@ export function addGuestCommands(program: Command): void {
     .description(
       'boot a stock Debian guest behind the emulated VT-d, and count what its frames cost',
     )
-    .addOption(
-      new Option('--where <place>', 'on this host, or in a nested VM')
-        .choices(WHERES)
-        .default('auto'),
-    )
+    .addOption(where())
     .addOption(
       new Option('--mode <mode>', 'how the guest uses its IOMMU').choices(MODES).default('strict'),
     )
@@ -60,17 +50,9 @@ export function addGuestCommands(program: Command): void {
       ).choices(GUEST_PAGES),
     )
     .option('--packets <n>', 'frames each way', positive, 100_000)
-    .addOption(
-      new Option('--look-ahead <when>', 'when to grant before the kernel asks')
-        .choices(LOOK_AHEADS)
-        .default('on-miss'),
-    )
+    .addOption(lookAhead())
     .option('--no-ats', 'a network card without ATS')
-    .addOption(
-      new Option('--kernel <line>', 'the Debian kernel of the guest, and of the nested VM')
-        .choices(KERNEL_LINES)
-        .default('6.12'),
-    )
+    .addOption(kernel('the Debian kernel of the guest, and of the nested VM'))
     .option('--json', 'print one object, and nothing else, on standard output', false)
     .addHelpText(
       'after',

@@ -9,6 +9,7 @@ import { Forwarder, difference, hitRate } from './l2fwd'
 import type { Figures, PortOptions } from './l2fwd'
 import { Monitor } from '../monitor/monitor'
 import { Pktgen } from './pktgen'
+import { printProgress } from './progress'
 import { beginRecording, recordFlag } from './record'
 import { show } from './top'
 import { serveWhat } from './top-command'
@@ -167,9 +168,7 @@ async function inVm(options: L2fwdOptions): Promise<number> {
     kernel: options.kernel,
     modules: ['pktgen'],
     timeoutSeconds: duration === undefined ? 86_400 : duration + MARGIN_SECONDS,
-    onProgress: ({ text, elapsedMs }) => {
-      console.error(`${(elapsedMs / 1000).toFixed(1).padStart(5)} s  ${text}`)
-    },
+    onProgress: printProgress,
   })
   return status
 }

@@ -3,9 +3,9 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Command, Option } from 'commander'
-import { MAPPINGS, WHERES, demo } from './demo-command'
+import { demo } from './demo-command'
 import type { DemoOptions } from './demo-command'
-import { LOOK_AHEADS, PAGE_SIZES, l2fwd } from './l2fwd-command'
+import { PAGE_SIZES, l2fwd } from './l2fwd-command'
 import type { L2fwdOptions } from './l2fwd-command'
 import { bench } from './bench-command'
 import type { BenchOptions } from './bench-command'
@@ -21,6 +21,7 @@ import { addGuestCommands } from './guest-commands'
 import { vm } from './vm'
 import type { VmCommandOptions } from './vm'
 import { positive, wholeNumber } from './numbers'
+import { kernel, lookAhead, mapping, where } from './options'
 
 const { version } = JSON.parse(readFileSync(join(__dirname, '../../package.json'), 'utf8')) as {
   version: string
@@ -36,11 +37,7 @@ program
   .command('demo')
   .description("echo requests through vhost-net, answered by the kernel's own network stack")
   .addOption(where())
-  .addOption(
-    new Option('--mapping <mapping>', 'what the guest side maps')
-      .choices(MAPPINGS)
-      .default('strict'),
-  )
+  .addOption(mapping('strict'))
   .addOption(kernel())
   .addOption(record())
   .option('--json', 'print one object, and nothing else, on standard output', false)
@@ -57,21 +54,13 @@ program
 watchable(program.command('l2fwd'))
   .description('forward frames between two taps in one process, and count the misses')
   .addOption(where())
-  .addOption(
-    new Option('--mapping <mapping>', 'what the guest side maps')
-      .choices(MAPPINGS)
-      .default('static'),
-  )
+  .addOption(mapping('static'))
   .addOption(
     new Option('--page-size <size>', 'static mapping: the largest pages to use')
       .choices(PAGE_SIZES)
       .default('2M'),
   )
-  .addOption(
-    new Option('--look-ahead <when>', 'when to grant before the kernel asks')
-      .choices(LOOK_AHEADS)
-      .default('on-miss'),
-  )
+  .addOption(lookAhead())
   .option('--merge <bytes>', 'largest reply; 0 answers each miss with its own page', wholeNumber)
   .option('--queues <pairs>', 'pairs of queues of each port', positive, 1)
   .option('--duration <seconds>', 'how long; without it, until interrupted', positive)
@@ -219,15 +208,3 @@ program.parseAsync().catch((error: unknown) => {
   if (process.env['DEBUG'] !== undefined) console.error(error)
   process.exitCode = 1
 })
-
-function where(): Option {
-  return new Option('--where <place>', 'on this host, or in a nested VM')
-    .choices(WHERES)
-    .default('auto')
-}
-
-function kernel(): Option {
-  return new Option('--kernel <line>', "the nested VM's kernel")
-    .choices(['6.12', '6.1'])
-    .default('6.12')
-}

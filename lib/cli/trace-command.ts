@@ -3,9 +3,10 @@ import { closeSync, openSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
-import { MAPPINGS, WHERES, demo } from './demo-command'
+import { demo } from './demo-command'
 import type { DemoOptions } from './demo-command'
 import { wholeNumber } from './numbers'
+import { kernel, mapping, where } from './options'
 import { replayCommand, replyPolicy } from './replay-command'
 import type { ReplayOptions } from './replay-command'
 import { readTrace } from '../trace/codec'
@@ -23,21 +24,9 @@ export function addTraceCommands(program: Command): void {
     .command('trace')
     .description('record a run: messages, walks, registers, rings, frames, with one clock')
     .argument('<file>', 'where the trace goes')
-    .addOption(
-      new Option('--where <place>', 'on this host, or in a nested VM')
-        .choices(WHERES)
-        .default('auto'),
-    )
-    .addOption(
-      new Option('--mapping <mapping>', 'what the guest side maps')
-        .choices(MAPPINGS)
-        .default('strict'),
-    )
-    .addOption(
-      new Option('--kernel <line>', "the nested VM's kernel")
-        .choices(['6.12', '6.1'])
-        .default('6.12'),
-    )
+    .addOption(where())
+    .addOption(mapping('strict'))
+    .addOption(kernel())
     .option('--json', 'print the result of the run as one object', false)
     .addHelpText(
       'after',
