@@ -9,9 +9,10 @@ import { GUEST_MODES } from '../vmm/debian-guest'
 import type { GuestMode } from '../vmm/debian-guest'
 import { hostCan } from './demo-command'
 import type { WHERES } from './demo-command'
-import { guestExperiment } from './guest'
-import { dpdkExperiment } from './guest-dpdk'
-import type { GuestPages } from './guest-dpdk'
+import { dpdkExperiment } from './guest/dpdk'
+import type { GuestPages } from './guest/dpdk'
+import { guestExperiment } from './guest/experiment'
+import type { PEERS } from './guest/experiment'
 import type { LOOK_AHEADS } from './l2fwd-command'
 import { printProgress } from './progress'
 
@@ -26,6 +27,8 @@ export interface GuestOptions {
   readonly kernel: KernelLine
   /** DPDK in the guest, with memory of such pages, instead of the kernel's own driver. */
   readonly dpdk?: GuestPages
+  /** What then runs the same guest, for comparison. */
+  readonly beside?: (typeof PEERS)[number]
   readonly json: boolean
 }
 
@@ -40,23 +43,24 @@ export async function guest(options: GuestOptions): Promise<number> {
 }
 
 async function onHost(options: GuestOptions): Promise<number> {
-  const { mode, packets, lookAhead, ats, kernel: line, dpdk: pages, json } = options
+  const { mode, packets, lookAhead, ats, kernel: line, dpdk: pages, beside, json } = options
   const common = { line, packets, lookAhead, ats, print: json ? console.error : console.log }
   const result = await (pages === undefined
-    ? guestExperiment({ ...common, mode })
+    ? guestExperiment({ ...common, mode, ...(beside && { beside }) })
     : dpdkExperiment({ ...common, pages }))
   if (json) console.log(JSON.stringify(result))
   return result.ok ? 0 : 1
 }
 
 async function inVm(options: GuestOptions): Promise<number> {
-  const { mode, packets, lookAhead, ats, kernel, dpdk, json } = options
+  const { mode, packets, lookAhead, ats, kernel, dpdk, beside, json } = options
   // There, nothing can be fetched.
   if (dpdk !== undefined) await testpmd(defaultCacheDirectory())
   const flags = [
     ...['--where', 'host', '--kernel', kernel, '--mode', mode, '--packets', String(packets)],
     ...['--look-ahead', lookAhead, ...(ats ? [] : ['--no-ats']), ...(json ? ['--json'] : [])],
     ...(dpdk === undefined ? [] : ['--dpdk', dpdk]),
+    ...(beside === undefined ? [] : ['--beside', beside]),
   ]
   const { status } = await runInVm({
     command: [process.execPath, join(__dirname, 'main.js'), 'guest', ...flags],

@@ -5,7 +5,8 @@ import { boot } from './boot'
 import type { BootOptions } from './boot'
 import { MODES, guest } from './guest-command'
 import type { GuestOptions } from './guest-command'
-import { GUEST_PAGES } from './guest-dpdk'
+import { GUEST_PAGES } from './guest/dpdk'
+import { PEERS } from './guest/experiment'
 import { positive } from './numbers'
 import { kernel, lookAhead, where } from './options'
 
@@ -49,6 +50,11 @@ export function addGuestCommands(program: Command): void {
         "DPDK forwards in the guest, in memory of such pages, in place of the kernel's driver",
       ).choices(GUEST_PAGES),
     )
+    .addOption(
+      new Option('--beside <peer>', 'then the same guest on that machine, for comparison')
+        .choices(PEERS)
+        .conflicts('dpdk'),
+    )
     .option('--packets <n>', 'frames each way', positive, 100_000)
     .addOption(lookAhead())
     .option('--no-ats', 'a network card without ATS')
@@ -57,6 +63,7 @@ export function addGuestCommands(program: Command): void {
     .addHelpText(
       'after',
       '\nExample:\n  vhost-iotlb guest --mode lazy --packets 10000 --json | jq .missesPer1000' +
+        '\n  vhost-iotlb guest --beside qemu --packets 20000 --json | jq .ratio' +
         '\n  vhost-iotlb guest --dpdk 1G --packets 500000 --json | jq .steady',
     )
     .action(async (options: GuestOptions) => {

@@ -1,6 +1,6 @@
 /**
- * A guest to try things on: a stock Debian kernel, as the nested VM has it, with a busybox that does
- * what it is told (`guest-shell.ts`).
+ * A guest to try things on: a stock Debian kernel, as the nested VM has it, with a busybox that
+ * does what it is told (`guest-shell.ts`).
  */
 import { readFileSync } from 'node:fs'
 import { defaultCacheDirectory } from '../vm/cache'
@@ -8,6 +8,7 @@ import type { CpioEntry } from '../vm/cpio'
 import type { KernelLine } from '../vm/kernel'
 import { modulesInOrder, xzWith } from '../vm/modules'
 import { prepare } from '../vm/prepare'
+import type { Tools } from '../vm/tools'
 import { guestArchive } from './guest-shell'
 import type { LinuxImage } from './linux'
 
@@ -40,6 +41,8 @@ export interface DebianGuest {
   /** As `uname -r` will say. */
   readonly release: string
   readonly image: LinuxImage
+  /** The programs that it was made with, and a QEMU. */
+  readonly tools: Tools
 }
 
 /** @throws VmError where a kernel is missing and cannot be fetched */
@@ -52,7 +55,7 @@ export async function debianGuest(
   const modules = await modulesInOrder(kernel.modules, wanted, xzWith(tools.busybox))
   const initrd = guestArchive({ busybox: readFileSync(tools.busybox), modules, extra: files })
   return {
-    release: kernel.release,
+    ...{ release: kernel.release, tools },
     image: {
       kernel: readFileSync(kernel.image),
       initrd,

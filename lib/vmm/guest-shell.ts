@@ -7,7 +7,6 @@
 import type { CpioEntry } from '../vm/cpio'
 import { cpioArchive } from '../vm/cpio'
 import type { KernelModule } from '../vm/modules'
-import type { Machine } from './machine'
 
 /** What the guest says when it takes commands. */
 export const READY = 'guest: ready'
@@ -51,15 +50,21 @@ export function guestArchive({ busybox, modules, extra = [] }: GuestFiles): Uint
   ])
 }
 
+/** What a shell needs of whatever runs the guest. */
+export interface SerialPort {
+  /** Bytes for it. What it says is to be given to `GuestShell.hear`. */
+  type(bytes: Uint8Array): void
+}
+
 export class GuestShell {
   /** Everything that the guest has said. */
   said = ''
-  #machine: Machine | undefined
+  #port: SerialPort | undefined
   #commands = 0
   #from = 0
   #heard: ((character: string) => void) | undefined
 
-  /** For `MachineOptions.onConsole`. */
+  /** Each byte that the guest has said, such as by `MachineOptions.onConsole`. */
   readonly hear = (byte: number): void => {
     const character = String.fromCharCode(byte)
     this.said += character
@@ -67,8 +72,8 @@ export class GuestShell {
   }
 
   /** Waits for the guest to take commands. @throws Error with what it said, where it does not */
-  async ready(machine: Machine, seconds: number): Promise<void> {
-    this.#machine = machine
+  async ready(port: SerialPort, seconds: number): Promise<void> {
+    this.#port = port
     await this.#until(READY, seconds, 'boot')
   }
 
@@ -78,7 +83,7 @@ export class GuestShell {
    */
   async run(command: string, seconds = 60): Promise<string> {
     const mark = `guest: done ${++this.#commands}:`
-    this.#machine?.type(Buffer.from(`${command}\necho; echo "${mark}$status."\n`))
+    this.#port?.type(Buffer.from(`${command}\necho; echo "${mark}$status."\n`))
     const output = (await this.#until(mark, seconds, command)).trim()
     const status = await this.#until('.', seconds, command)
     if (status !== '0') throw new Error(`'${command}' ended with ${status}:\n${output}`)
@@ -86,8 +91,8 @@ export class GuestShell {
   }
 
   /**
-   * What was said until there, from where the last wait ended. Nothing here asks again and again: on
-   * the event loop, each look would take the processor out of the guest.
+   * What was said until there, from where the last wait ended. Nothing here asks again and again:
+   * on the event loop, each look would take the processor out of the guest.
    */
   async #until(text: string, seconds: number, what: string): Promise<string> {
     const at = await this.#found(text, seconds)

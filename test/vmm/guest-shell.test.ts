@@ -1,14 +1,13 @@
 import { describe, expect, it } from 'vitest'
 import { GuestShell, READY } from '../../lib/vmm/guest-shell'
-import type { Machine } from '../../lib/vmm/machine'
 
-/** A machine whose guest answers each line that it is sent. */
+/** A serial port whose guest answers each line that it is sent. */
 function conversation(answer: (line: string) => string) {
   const shell = new GuestShell()
   const say = (text: string): void => {
     for (const byte of Buffer.from(text)) shell.hear(byte)
   }
-  const machine = {
+  const port = {
     type: (bytes: Uint8Array) => {
       const lines = Buffer.from(bytes).toString().split('\n').filter(Boolean)
       for (const line of lines) {
@@ -16,11 +15,11 @@ function conversation(answer: (line: string) => string) {
         say(mark === undefined ? answer(line) : `\r\n${mark}${status}.\r\n`)
       }
     },
-  } as unknown as Machine
+  }
   let status = 0
   return {
     shell,
-    machine,
+    port,
     say,
     fail: () => {
       status = 3
@@ -30,16 +29,16 @@ function conversation(answer: (line: string) => string) {
 
 describe('the other end of a guest', () => {
   it('gives what each command wrote, and nothing of the others', async () => {
-    const { shell, machine, say } = conversation((line) => `you said ${line}\r\n`)
+    const { shell, port, say } = conversation((line) => `you said ${line}\r\n`)
     say(`booting\r\n${READY}\r\n`)
-    await shell.ready(machine, 1)
+    await shell.ready(port, 1)
     expect(await shell.run('one')).toBe('you said one')
     expect(await shell.run('two')).toBe('you said two')
   })
 
   it('waits for what comes later, and lets go of it where it came in time', async () => {
-    const { shell, machine, say } = conversation(() => 'late\r\n')
-    const ready = shell.ready(machine, 60)
+    const { shell, port, say } = conversation(() => 'late\r\n')
+    const ready = shell.ready(port, 60)
     say('booting. guest: read')
     await new Promise((resolve) => setImmediate(resolve))
     say('y\r\n')
@@ -48,16 +47,16 @@ describe('the other end of a guest', () => {
   })
 
   it('throws where a command fails, with what it wrote', async () => {
-    const { shell, machine, say, fail } = conversation(() => 'no such thing\r\n')
+    const { shell, port, say, fail } = conversation(() => 'no such thing\r\n')
     say(`${READY}\r\n`)
-    await shell.ready(machine, 1)
+    await shell.ready(port, 1)
     fail()
     await expect(shell.run('ls nothing')).rejects.toThrow(/'ls nothing' ended with 3:\nno such/)
   })
 
   it('throws where the guest does not come up, with all that it said', async () => {
-    const { shell, machine, say } = conversation(() => '')
+    const { shell, port, say } = conversation(() => '')
     say('Kernel panic')
-    await expect(shell.ready(machine, 0.05)).rejects.toThrow(/no end of 'boot'.*\n?.*Kernel panic/)
+    await expect(shell.ready(port, 0.05)).rejects.toThrow(/no end of 'boot'.*\n?.*Kernel panic/)
   })
 })

@@ -6,8 +6,8 @@
  *     npx vitest run --config vm-tests/vmm/vitest.config.mts vm-tests/vmm/modes.test.ts
  */
 import { describe, expect, it } from 'vitest'
-import { guestExperiment } from '../../lib/cli/guest'
-import type { GuestExperiment } from '../../lib/cli/guest'
+import { guestExperiment } from '../../lib/cli/guest/experiment'
+import type { GuestExperiment } from '../../lib/cli/guest/experiment'
 import { sameLine } from './guest'
 
 const asked = process.env['GUEST_PACKETS']

@@ -6,19 +6,19 @@
  * Frames come from the packet generator of this host's kernel, through the tap and back into it.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { PAGE_SIZE } from '../address'
-import type { Iova } from '../address'
-import { defaultCacheDirectory } from '../vm/cache'
-import type { KernelLine } from '../vm/kernel'
-import { testpmd } from '../vm/testpmd'
-import { Tap } from '../vhost/tap'
-import { debianGuest } from '../vmm/debian-guest'
-import { GuestShell } from '../vmm/guest-shell'
-import { Machine } from '../vmm/machine'
-import type { MachineOptions } from '../vmm/machine'
-import type { VhostNetStats } from '../vhost/net'
-import { quiet, seconds, statistic } from './guest'
-import { Pktgen } from './pktgen'
+import { PAGE_SIZE } from '../../address'
+import type { Iova } from '../../address'
+import { defaultCacheDirectory } from '../../vm/cache'
+import type { KernelLine } from '../../vm/kernel'
+import { testpmd } from '../../vm/testpmd'
+import type { Tap } from '../../vhost/tap'
+import { debianGuest } from '../../vmm/debian-guest'
+import { GuestShell } from '../../vmm/guest-shell'
+import { Machine } from '../../vmm/machine'
+import type { MachineOptions } from '../../vmm/machine'
+import type { VhostNetStats } from '../../vhost/net'
+import { Pktgen } from '../pktgen'
+import { quietTap, seconds, statistic } from './traffic'
 
 /** What DPDK's memory consists of in the guest. */
 export const GUEST_PAGES = ['1G', '2M', '4K'] as const
@@ -96,16 +96,17 @@ const WARM_UP_FRAMES = 20_000
 const LEAST_RATE = 200
 const TURN_MS = 50
 
-/** On a host with /dev/kvm and /dev/vhost-net. @throws SystemError, VmError; Error where it hangs */
+/**
+ * On a host with /dev/kvm and /dev/vhost-net.
+ * @throws SystemError, VmError; Error where it hangs
+ */
 export async function dpdkExperiment(options: DpdkExperiment): Promise<DpdkResult> {
   const { line, pages, packets, print, ats = true, lookAhead } = options
   const program = await testpmd(defaultCacheDirectory())
   const append = KERNEL[pages]
   const guest = { modules: MODULES, append, files: program.files }
   const { release, image } = await debianGuest(line, 'strict', guest)
-  using tap = Tap.open('guest%d', { up: false })
-  quiet(tap.name)
-  tap.up = true
+  using tap = quietTap()
   const shell = new GuestShell()
   const policy = { ats, ...(lookAhead && { lookAhead }) }
   const memoryMiB = MEMORY_MIB[pages]

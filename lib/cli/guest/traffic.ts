@@ -1,0 +1,207 @@
+/**
+ * Frames through a guest, whoever runs it: its interface and its packet generator by its shell,
+ * this host's end by a tap. What there is to count is counted at both ends, outside of the program
+ * that is looked at.
+ */
+import { readFileSync, writeFileSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { setAddress } from '../../vhost/interface'
+import { Tap } from '../../vhost/tap'
+import type { GuestShell } from '../../vmm/guest-shell'
+import { Pktgen } from '../pktgen'
+
+/** Both ends of the wire. */
+export interface Ends {
+  readonly shell: GuestShell
+  readonly tap: Tap
+}
+
+export interface Plan {
+  /** Frames each way that count, and those before them that do not. */
+  readonly packets: number
+  readonly warmUp: number
+  /**
+   * Frames a second into the tap, above what the guest takes. What its queue has no room for is
+   * dropped before it counts as sent, and costs time that the guest could use.
+   */
+  readonly rate: number
+}
+
+/** How one direction went. */
+export interface Rate {
+  /** Frames that left their kernel, and those that came to the other. */
+  readonly sent: number
+  readonly received: number
+  /** From the order to send to the last frame at the tap. */
+  readonly seconds: number
+  readonly packetsPerSecond: number
+}
+
+/** As the guest sees it. */
+export type Way = 'out' | 'in'
+
+/**
+ * Does `run`, which sends the frames of one direction that count, and says what it says and more.
+ */
+export type Observe<R extends Rate> = (way: Way, run: () => Promise<Rate>) => Promise<R>
+
+/** RFC 5737: addresses for documentation, which no network uses. */
+const HOST_IP = '192.0.2.1'
+const GUEST_IP = '192.0.2.2'
+/** Of nobody: this host does not answer frames to it, not even that they can't be delivered. */
+const SINK_IP = '192.0.2.9'
+/** Seconds after which a kernel asks a neighbour whether it is still there: not during this. */
+const NO_PROBE = 86_400
+export const PINGS = 5
+const FRAME_BYTES = 60
+const TURN_MS = 20
+/**
+ * A guest in strict mode has several exits a frame, which an emulated processor takes its time for.
+ */
+const LEAST_RATE = 10
+const START_SECONDS = 60
+const SETTLE_MS = 500
+
+/** A tap on which nobody talks but the experiment. @throws SystemError */
+export function quietTap(): Tap {
+  const tap = Tap.open('guest%d', { up: false })
+  writeFileSync(`/proc/sys/net/ipv6/conf/${tap.name}/disable_ipv6`, '1')
+  writeFileSync(`/proc/sys/net/ipv4/neigh/${tap.name}/delay_first_probe_time`, String(NO_PROBE))
+  tap.up = true
+  return tap
+}
+
+/** Gives both ends their addresses. @returns how many of `PINGS` echo requests were answered */
+export async function connect({ shell, tap }: Ends): Promise<number> {
+  setAddress(tap.name, Uint8Array.from(HOST_IP.split('.'), Number), 24)
+  await shell.run('echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6')
+  await shell.run(`echo ${NO_PROBE} >/proc/sys/net/ipv4/neigh/eth0/delay_first_probe_time`)
+  await shell.run(`ip addr add ${GUEST_IP}/24 dev eth0; ip link set eth0 up`)
+  const said = await shell.run(`ping -c ${PINGS} -i 0.2 ${HOST_IP}`)
+  return Number(/(\d+) packets received/.exec(said)?.[1] ?? 0)
+}
+
+/** Frames out, then in. @throws Error where they stop coming */
+export async function exchange<R extends Rate>(
+  ends: Ends,
+  plan: Plan,
+  observe: Observe<R>,
+): Promise<Readonly<Record<Way, R>>> {
+  const { warmUp } = plan
+  const unseen: Observe<Rate> = (_, run) => run()
+  if (warmUp > 0) await sendOut(ends, warmUp, unseen)
+  const out = await sendOut(ends, plan.packets, observe)
+  if (warmUp > 0) await sendIn(ends, { ...plan, packets: warmUp }, unseen)
+  return { out, in: await sendIn(ends, plan, observe) }
+}
+
+/** pktgen of the guest: each frame is mapped, sent and unmapped as any driver's would be. */
+async function sendOut<R extends Rate>(
+  { shell, tap }: Ends,
+  packets: number,
+  observe: Observe<R>,
+): Promise<R> {
+  const orders = [
+    `count ${packets}`,
+    `pkt_size ${FRAME_BYTES}`,
+    `dst_mac ${tap.macAddress}`,
+    `dst ${SINK_IP}`,
+    'delay 0',
+  ]
+  const add = ['rem_device_all', 'add_device eth0'].map((order) => `echo ${order} >kpktgend_0`)
+  await shell.run(['cd /proc/net/pktgen', ...add].join('; '))
+  for (const order of orders) await shell.run(`echo ${order} >eth0`)
+  const frames = (): number => statistic(tap, 'rx_packets')
+  // Not what pktgen counts: the kernel has an ARP frame of its own to send now and then.
+  const left = (): Promise<number> => guestStatistic(shell, 'tx_packets')
+  const [before, first] = [frames(), await left()]
+  return observe('out', async () => {
+    const started = performance.now()
+    await shell.run('echo start >pgctrl', patience(packets))
+    const ended = await quietened(frames)
+    const received = frames() - before
+    // The driver counts a frame when it takes it back, which the last ones have to wait for.
+    const sent = Math.max(packets, received, (await left()) - first)
+    return rate(sent, received, ended - started)
+  })
+}
+
+/**
+ * pktgen of this host, until the tap has taken so many; what its queue has no room for is not sent.
+ */
+async function sendIn<R extends Rate>(
+  { shell, tap }: Ends,
+  { packets, rate: perSecond }: Plan,
+  observe: Observe<R>,
+): Promise<R> {
+  const arrived = (): Promise<number> => guestStatistic(shell, 'rx_packets')
+  // What is on its way now has been counted at the tap already.
+  await quietened(arrived)
+  const before = await arrived()
+  const taken = (): number => statistic(tap, 'tx_packets')
+  return observe('in', async () => {
+    const started = performance.now()
+    const first = taken()
+    {
+      const traffic = { bytes: FRAME_BYTES, rate: perSecond }
+      await using generator = new Pktgen([{ name: tap.name }], traffic)
+      generator.start()
+      const deadline = performance.now() + 1000 * patience(packets)
+      while (taken() - first < packets) {
+        if (performance.now() > deadline) throw new Error('the tap takes no frames any more')
+        await sleep(TURN_MS)
+      }
+    }
+    const ended = await quietened(taken)
+    // The guest has yet to take what its queue holds.
+    await quietened(arrived)
+    return rate(taken() - first, (await arrived()) - before, ended - started)
+  })
+}
+
+/** @param ms what it took */
+export function rate(sent: number, received: number, ms: number): Rate {
+  return {
+    ...{ sent, received },
+    seconds: Math.round(ms / 10) / 100,
+    packetsPerSecond: Math.round((received * 1000) / ms),
+  }
+}
+
+/** What every guest's frames can be told of. */
+export function rateText(way: Way, { sent, received, packetsPerSecond }: Rate): string {
+  return `${way.padEnd(4)} ${received} of ${sent} frames, ${packetsPerSecond} a second`
+}
+
+/** Seconds after which frames that have not come will not. */
+function patience(packets: number): number {
+  return START_SECONDS + packets / LEAST_RATE
+}
+
+/**
+ * Waits until nothing moves any more: what is in the queues when the generator ends still counts.
+ * @returns when it moved last, in milliseconds of `performance.now()`
+ */
+async function quietened(count: () => number | Promise<number>): Promise<number> {
+  let now = await count()
+  let moved = performance.now()
+  while (performance.now() - moved < SETTLE_MS) {
+    await sleep(TURN_MS)
+    const last = now
+    now = await count()
+    if (now !== last) moved = performance.now()
+  }
+  return moved
+}
+
+export function seconds(since: number): number {
+  return Math.round(performance.now() - since) / 1000
+}
+
+export function statistic(tap: Tap, name: string): number {
+  return Number(readFileSync(`/sys/class/net/${tap.name}/statistics/${name}`, 'latin1'))
+}
+
+async function guestStatistic(shell: GuestShell, name: string): Promise<number> {
+  return Number(await shell.run(`cat /sys/class/net/eth0/statistics/${name}`))
+}
