@@ -8,6 +8,7 @@
 import { PAGE_SIZE } from '../address'
 import type { Layout, MutableWords } from '../bits'
 import { InvalidState } from '../errors'
+import { writeWord } from '../iommu/iommu'
 import type { MmioDevice } from '../iommu/iommu'
 import type { ByteSpace } from '../virtio/dma-view'
 import {
@@ -149,7 +150,7 @@ export class QueueSubmitter {
     this.submissions += 1
     this.invalidations += this.#pending - 1
     this.#pending = 0
-    this.#writeTail(this.#tail << TAIL_SHIFT)
+    writeWord(this.#iommu, REGISTER.IQT, this.#tail << TAIL_SHIFT)
     if (Atomics.load(this.#status, status) !== DONE) this.#stopped()
   }
 
@@ -164,12 +165,6 @@ export class QueueSubmitter {
     this.#tail = (this.#tail + 1) % ENTRIES
     this.#pending += 1
     return at
-  }
-
-  #writeTail(value: number): void {
-    const iommu = this.#iommu
-    if (iommu.writeWord === undefined) iommu.write(REGISTER.IQT, BigInt(value), 4)
-    else iommu.writeWord(REGISTER.IQT, value)
   }
 
   #stopped(): never {

@@ -32,6 +32,12 @@ export interface MmioDevice {
   writeWord?(offset: number, value: number): void
 }
 
+/** 4 bytes, without a BigInt where the device and the offset have it so. */
+export function writeWord(device: MmioDevice, offset: number, value: number): void {
+  if (device.writeWord === undefined || offset % 4 !== 0) device.write(offset, BigInt(value), 4)
+  else device.writeWord(offset, value)
+}
+
 const ADDRESS = /^(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])$/i
 
 /**

@@ -4,6 +4,7 @@
  *
  * Nothing is an error: where there is no device, reads are all ones and writes go nowhere.
  */
+import { writeWord } from '../iommu/iommu'
 import type { MmioDevice } from '../iommu/iommu'
 
 interface Place {
@@ -40,13 +41,7 @@ export class Bus {
   /** As `write` of 4 bytes. */
   writeWord(address: number, value: number): void {
     const place = this.#find(address, 4)
-    if (place === undefined) return
-    const { device, first } = place
-    if (device.writeWord === undefined || (address - first) % 4 !== 0) {
-      device.write(address - first, BigInt(value), 4)
-    } else {
-      device.writeWord(address - first, value)
-    }
+    if (place !== undefined) writeWord(place.device, address - place.first, value)
   }
 
   #find(address: number, size: number): Place | undefined {
