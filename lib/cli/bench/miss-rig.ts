@@ -6,10 +6,7 @@
  * be decorated with the clock. Nothing but callbacks runs in a round, so that the event loop is
  * waiting when the question comes.
  */
-import { MiB, PAGE_SIZE, READ, READWRITE } from '../../address'
-import { IntelIommuDriver } from '../../guest/intel-iommu-driver'
-import { PageAllocator } from '../../guest/page-allocator'
-import { IntelIommu } from '../../iommu/intel/intel-iommu'
+import { READWRITE } from '../../address'
 import type { IotlbChannel } from '../../iotlb/channel'
 import { MissHandler } from '../../iotlb/miss-handler'
 import type { ReplyPolicy } from '../../iotlb/reply-policy'
@@ -18,20 +15,8 @@ import { KernelChannel } from '../../vhost/kernel-channel'
 import { Tap } from '../../vhost/tap'
 import { VhostDevice } from '../../vhost/vhost-device'
 import { Vring } from '../../vhost/vring'
-import { DriverQueue } from '../../virtio/driver-queue'
-import { features } from '../../virtio/net'
-import { frameOf } from './contestant'
+import { FEATURES, MEMORY_BYTES, MissGuest, RING_PAGES, TX } from './miss-guest'
 
-const TX = 1
-const RING = 256
-const HEADER_BYTES = 12
-const FRAME_BYTES = 64
-const FEATURES = features(
-  'VIRTIO_F_VERSION_1',
-  'VIRTIO_F_ACCESS_PLATFORM',
-  'VIRTIO_NET_F_MRG_RXBUF',
-)
-const RING_PAGES = 16
 const LATE_MS = 10_000
 /** How often to look for a frame to be sent before the event loop has its turn. */
 const LOOKS = 2000
@@ -47,11 +32,10 @@ export interface MissRigOptions {
 export class MissRig implements Disposable {
   readonly handler: MissHandler
   readonly #open: Disposable[] = []
-  readonly #queue: DriverQueue
+  /** The frame goes out of one of its buffers after the other. */
+  readonly #guest: MissGuest
   readonly #ring: Vring
   readonly #spins: boolean
-  /** Device pages of the buffers; the frame goes out of one after the other. */
-  readonly #pages: readonly number[]
   #next = 0
   #started = 0
   #waiting = false
@@ -62,15 +46,9 @@ export class MissRig implements Disposable {
   constructor({ live, reply, busyPollMicroseconds = 0 }: MissRigOptions) {
     this.#spins = busyPollMicroseconds > 0
     try {
-      const memory = this.#kept(GuestMemory.allocate(128 * MiB))
-      const iommu = new IntelIommu(memory)
-      const guest = new IntelIommuDriver(iommu, memory, { requester: '00:03.0', mode: 'strict' })
-      guest.enable()
-      const pages = PageAllocator.of(memory)
-      const ringAt = pages.allocate(RING_PAGES)
-      const buffersAt = pages.allocate(live)
-      const ringPage = guest.mapPages(ringAt, RING_PAGES, READWRITE)
-      this.#pages = Array.from({ length: live }, (_, i) => guest.mapPages(buffersAt + i, 1, READ))
+      const memory = this.#kept(GuestMemory.allocate(MEMORY_BYTES))
+      const guest = new MissGuest(memory, live)
+      this.#guest = guest
       const device = this.#kept(VhostDevice.open())
       const pin = memory.pin(this, device.descriptor)
       device.setFeatures(FEATURES)
@@ -82,7 +60,7 @@ export class MissRig implements Disposable {
       })
       this.handler = new MissHandler({
         channel: this.#timed(channel),
-        addressSpace: iommu.addressSpace('00:03.0'),
+        addressSpace: guest.addressSpace,
         memory,
         reply,
         lookAhead: 'off',
@@ -90,21 +68,11 @@ export class MissRig implements Disposable {
       if (this.#spins) channel.onReadable(this.#finish)
       const tap = Tap.open('miss%d')
       this.#ring = new Vring(TX)
-      const parts = (base: bigint) => ({
-        size: RING,
-        ...{ desc: base, avail: base + 0x4000n, used: base + 0x8000n },
-      })
-      this.#queue = new DriverQueue(memory, parts(BigInt(ringAt * PAGE_SIZE)))
-      this.#queue.disableCalls()
-      this.handler.preload(ringPage, ringPage + RING_PAGES - 1, READWRITE)
-      device.setRing(TX, parts(BigInt(ringPage) * BigInt(PAGE_SIZE)), 0)
+      this.handler.preload(guest.ringPage, guest.ringPage + RING_PAGES - 1, READWRITE)
+      device.setRing(TX, guest.ring, 0)
       device.setEvents(TX, this.#ring.events)
       device.setBackend(TX, tap.queues[0])
-      const frame = frameOf(FRAME_BYTES)
-      for (let i = 0; i < live; i++) {
-        memory.view((buffersAt + i) * PAGE_SIZE + HEADER_BYTES, FRAME_BYTES).set(frame)
-      }
-      for (const page of this.#pages) this.handler.prefetch(page)
+      for (const page of guest.pages) this.handler.prefetch(page)
       this.#kept({
         [Symbol.dispose]: () => {
           device.setBackend(TX, undefined)
@@ -143,13 +111,10 @@ export class MissRig implements Disposable {
 
   /** Takes one page back, sends from it. */
   readonly #round = (): void => {
-    const page = this.#pages[this.#next++ % this.#pages.length]
+    const { pages } = this.#guest
+    const page = pages[this.#next++ % pages.length]
     this.handler.invalidatePages(page, page, 'device-tlb')
-    const queue = this.#queue
-    queue.begin()
-    queue.segment(page, 0, HEADER_BYTES + FRAME_BYTES, false)
-    queue.end(0)
-    queue.publish()
+    this.#guest.offer(page)
     this.#waiting = true
     this.#started = performance.now()
     this.#ring.kick()
@@ -159,7 +124,7 @@ export class MissRig implements Disposable {
   readonly #finish = (): void => {
     if (this.#waiting || this.#left === 0) return
     for (let look = 0; look < LOOKS; look++) {
-      if (!this.#queue.collect()) continue
+      if (!this.#guest.queue.collect()) continue
       if (--this.#left === 0) this.#ended?.()
       else if (this.#spins) this.#round()
       else setImmediate(this.#round)
