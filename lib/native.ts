@@ -124,7 +124,8 @@ export interface Native {
   ): number
   /**
    * `writeMany` of the one message at the start of the buffer, with its arguments checked once: for
-   * what is written often. What it returns answers 1 or -errno, -EFAULT when the buffer was detached.
+   * what is written often. What it returns answers 1 or -errno, -EFAULT when the buffer was
+   * detached.
    */
   writer(
     descriptor: Descriptor,
@@ -151,8 +152,8 @@ export interface Native {
   /** The mapping stays in place until the descriptor is closed or lets it go. Answers 0. */
   hold(descriptor: Descriptor, mapping: Mapping): number
   /**
-   * Ends a `hold`, for one who knows that the kernel does not use the mapping through the descriptor
-   * any more: no guard allows its addresses from now on. -ENOENT where it is not held.
+   * Ends a `hold`, for one who knows that the kernel does not use the mapping through the
+   * descriptor any more: no guard allows its addresses from now on. -ENOENT where it is not held.
    */
   letGo(descriptor: Descriptor, mapping: Mapping): number
   /**

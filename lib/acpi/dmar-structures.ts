@@ -75,7 +75,9 @@ export interface DmarFlags {
   readonly interruptRemapping?: boolean
   /** X2APIC_OPT_OUT: the firmware asks not to use x2APIC. */
   readonly x2apicOptOut?: boolean
-  /** DMA_CTRL_PLATFORM_OPT_IN_FLAG: DMA outside of reserved memory is safe to block from boot on. */
+  /**
+   * DMA_CTRL_PLATFORM_OPT_IN_FLAG: DMA outside of reserved memory is safe to block from boot on.
+   */
   readonly dmaControlOptIn?: boolean
 }
 

@@ -1,4 +1,6 @@
-/** The command `bench`: compiles what is in C, measures here or in a nested VM, says and keeps it. */
+/**
+ * The command `bench`: compiles what is in C, measures here or in a nested VM, says and keeps it.
+ */
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { cpus, release, tmpdir } from 'node:os'

@@ -2,8 +2,8 @@
  * Layer-2 forwarding between two ports in one process: the experiment that asks how often the
  * kernel has to ask. What comes in at one port goes out at the other, unchanged.
  *
- * A frame is copied once, from the buffer that it came in to one of the other port, and a burst that
- * came together goes out with one kick.
+ * A frame is copied once, from the buffer that it came in to one of the other port, and a burst
+ * that came together goes out with one kick.
  */
 import { GiB, MiB } from '../address'
 import { NetDriver } from '../guest/net-driver'

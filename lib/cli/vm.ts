@@ -1,6 +1,7 @@
 /**
- * The command `vm`: runs a command, or a shell, in the nested VM. With a terminal on all three sides
- * the command gets a terminal of its own, otherwise separate pipes; its exit status is this one's.
+ * The command `vm`: runs a command, or a shell, in the nested VM. With a terminal on all three
+ * sides the command gets a terminal of its own, otherwise separate pipes; its exit status is this
+ * one's.
  */
 import { runInVm, type VmOptions, type VmProgress } from '../vm/run-in-vm'
 import type { KernelLine } from '../vm/kernel'

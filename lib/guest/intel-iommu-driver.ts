@@ -389,7 +389,9 @@ function orderOf(pages: number): number {
   return pages === 1 ? 0 : 32 - Math.clz32(pages - 1)
 }
 
-/** The largest aligned block of 2^order pages that begins at `page` and has at most `count` pages. */
+/**
+ * The largest aligned block of 2^order pages that begins at `page` and has at most `count` pages.
+ */
 function blockOrder(page: number, count: number, most: number): number {
   let order = 0
   while (order < most && page % 2 ** (order + 1) === 0 && 2 ** (order + 1) <= count) order++

@@ -58,7 +58,9 @@ export interface UnitFault {
   readonly access: 'read' | 'write'
 }
 
-/** An MSI to the first processor; whoever listens to the unit's interrupts decides what it means. */
+/**
+ * An MSI to the first processor; whoever listens to the unit's interrupts decides what it means.
+ */
 const FAULT_MESSAGE = { data: 0x21n, address: 0xfee00000n } as const
 const CONTEXTS_PER_BUS = 256
 const WORDS_PER_ENTRY = 4

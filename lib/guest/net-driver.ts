@@ -227,7 +227,9 @@ export class NetDriver implements Disposable {
     return this.#delivery.addListener(listener, options.copy ?? true)
   }
 
-  /** Calls for each received frame where it lies, and after each burst: the way that costs least. */
+  /**
+   * Calls for each received frame where it lies, and after each burst: the way that costs least.
+   */
   onFrames(sink: FrameSink): Disposable {
     return this.#delivery.addSink(sink)
   }

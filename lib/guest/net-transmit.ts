@@ -54,8 +54,8 @@ export class NetTransmit {
   readonly #ownPages: Uint8Array
   readonly #cookie: Int32Array
   /**
-   * The chain of a frame that was in this buffer alone, with its descriptor as it was, or -1. Frames
-   * complete in order, so that the next frame in the buffer differs in its length at most.
+   * The chain of a frame that was in this buffer alone, with its descriptor as it was, or -1.
+   * Frames complete in order, so that the next frame in the buffer differs in its length at most.
    */
   readonly #kept: Int32Array
   /** A descriptor for each buffer, and each buffer always in the same place. */

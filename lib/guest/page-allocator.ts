@@ -6,9 +6,9 @@
  */
 import type { InspectOptions } from 'node:util'
 import { PAGE_SIZE } from '../address'
+import { InvalidState } from '../errors'
 import { shown, summary } from '../inspect'
 import type { GuestMemory } from '../memory/guest-memory'
-import { InvalidState } from '../errors'
 
 /** Largest block: 2^18 pages, 1 GiB. */
 const MAX_ORDER = 18

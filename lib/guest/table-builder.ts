@@ -9,10 +9,10 @@ import type { InspectOptions } from 'node:util'
 import { PAGE_SIZE } from '../address'
 import type { AccessBits } from '../address'
 import { InvalidState } from '../errors'
+import { hex, shown, summary } from '../inspect'
 import type { ByteSpace, RegionViews } from '../virtio/dma-view'
 import type { PageAllocator } from './page-allocator'
 import { SECOND_STAGE_ENTRY } from './intel-formats'
-import { hex, shown, summary } from '../inspect'
 
 export type Levels = 3 | 4 | 5
 /** 1: 4 KiB, 2: 2 MiB, 3: 1 GiB. */
@@ -59,7 +59,8 @@ export class TableBuilder {
 
   /**
    * Maps one page with a 4 KiB leaf.
-   * @throws InvalidState ERR_IN_USE when the page is mapped, ERR_EXHAUSTED without memory for a table
+   * @throws InvalidState ERR_IN_USE when the page is mapped, ERR_EXHAUSTED without memory for a
+   *   table
    */
   mapPage(iovaPage: number, gpaPage: number, access: AccessBits): void {
     const table = this.#leafTable(iovaPage, true)

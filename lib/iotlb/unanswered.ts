@@ -108,7 +108,10 @@ export class Faults {
     }
   }
 
-  /** Calls back for what was added since the last time. @param failed takes what a callback threw */
+  /**
+   * Calls back for what was added since the last time.
+   * @param failed takes what a callback threw
+   */
   report(failed: (error: unknown) => void): void {
     const misses = this.#unreported
     if (misses.length === 0) return

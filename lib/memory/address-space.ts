@@ -14,7 +14,10 @@ import type { GuestMemory } from './guest-memory'
 
 /** Why an address was refused: a mnemonic, the code of the specification where there is one. */
 export interface FaultReason {
-  /** The reason code of VT-d 5.10 7.1.3, table 30; from 0x100 on what the specification does not number. */
+  /**
+   * The reason code of VT-d 5.10 7.1.3, table 30; from 0x100 on what the specification does not
+   * number.
+   */
   readonly code: number
   readonly name: string
 }
@@ -41,7 +44,9 @@ export interface Fault {
   readonly wanted: Access
 }
 
-/** The number twin of `Translation | Fault`, reused by its caller: nothing is allocated per walk. */
+/**
+ * The number twin of `Translation | Fault`, reused by its caller: nothing is allocated per walk.
+ */
 export class PageTranslation {
   /** Inclusive page range around the page asked for. */
   firstPage = 0
@@ -51,7 +56,9 @@ export class PageTranslation {
   access: AccessBits = 0
   /** The code of the `FaultReason` when the translation failed, 0 otherwise. */
   reason = 0
-  /** Set by the caller: what is refused is not recorded, because it is not known that a device asks. */
+  /**
+   * Set by the caller: what is refused is not recorded, because it is not known that a device asks.
+   */
   quiet: boolean | undefined = undefined
   /**
    * Set by the caller: so many pages on either side of the leaf may come with it, where the tables
@@ -127,7 +134,9 @@ export interface SharedTranslation extends Disposable {
   record(refusal: unknown): void
 }
 
-/** @param refused takes what `SharedTranslation.record` is to be called with, in the other thread */
+/**
+ * @param refused takes what `SharedTranslation.record` is to be called with, in the other thread
+ */
 export type SharedAddressSpaceMaker = (
   data: unknown,
   memory: GuestMemory,

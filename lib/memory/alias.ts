@@ -6,8 +6,9 @@
  * Outside of it nothing is translated.
  */
 import type { InspectOptions } from 'node:util'
-import { PAGE_SIZE, accessBits, iovaRange, pageOf } from '../address'
+import { PAGE_SIZE, accessBits, iovaOfPage, iovaRange, pageOf } from '../address'
 import type { Access, AccessBits, Iova, Range } from '../address'
+import { hex, plain, shown, summary } from '../inspect'
 import { OUTSIDE_WINDOW } from './address-space'
 import type {
   AddressSpace,
@@ -18,7 +19,6 @@ import type {
   PageTranslation,
   Translation,
 } from './address-space'
-import { hex, plain, shown, summary } from '../inspect'
 
 export interface AliasWindow {
   /** The iovas of the alias: page aligned. */
@@ -37,7 +37,9 @@ export class AddressSpaceAlias implements AddressSpace {
   /** Add it to a page of the window for the page of the target. */
   readonly #offset: number
 
-  /** @throws RangeError for a window that is empty, not page aligned, or beyond 2^64 in the target */
+  /**
+   * @throws RangeError for a window that is empty, not page aligned, or beyond 2^64 in the target
+   */
   constructor(target: AddressSpace, window: AliasWindow) {
     const { first, last } = window.range
     const page = BigInt(PAGE_SIZE)
@@ -56,10 +58,9 @@ export class AddressSpaceAlias implements AddressSpace {
 
   [shown](depth: number, options: InspectOptions): string {
     const { first, last } = iovaRange(this.#firstPage, this.#lastPage)
-    const target = iovaRange(this.#firstPage + this.#offset, this.#lastPage + this.#offset)
     const fields = {
       window: plain(`0x${first.toString(16)}-0x${last.toString(16)}`),
-      standsFor: hex(target.first),
+      standsFor: hex(iovaOfPage(this.#firstPage + this.#offset)),
       target: this.#target,
     }
     return summary('AddressSpaceAlias', fields, depth, options)

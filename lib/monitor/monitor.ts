@@ -5,15 +5,15 @@
  * another process. It measures by subscribing to `vhost-iotlb:invalidate`; without a monitor nobody
  * reads a clock for that. Rates are the difference of two samples: `rates()`.
  */
-import type { InspectOptions } from 'node:util'
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
+import type { InspectOptions } from 'node:util'
 import { PAGE_SIZE, pageOf } from '../address'
+import { shown, summary } from '../inspect'
 import { requesterName } from '../iommu/iommu'
 import { diagnostics } from '../iotlb/diagnostics'
 import type { InvalidateMessage } from '../iotlb/diagnostics'
 import type { ShadowEntry } from '../iotlb/shadow'
 import type { VhostNetStats } from '../vhost/net'
-import { shown, summary } from '../inspect'
 
 /** What can be watched: `VhostNet` is one. */
 export interface Watched {

@@ -29,7 +29,9 @@ const CONTROL_FIELDS = [
 const CONTROL = layout(32, CONTROL_FIELDS).field
 
 export interface AtsOptions {
-  /** Invalidate requests that the device takes before it stalls its link: 1 to 32. 32 by default. */
+  /**
+   * Invalidate requests that the device takes before it stalls its link: 1 to 32. 32 by default.
+   */
   readonly invalidateQueueDepth?: number
   /** All requests are 4096-byte aligned. True by default: Linux enables ATS on no other device. */
   readonly pageAlignedRequest?: boolean

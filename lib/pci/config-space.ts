@@ -9,13 +9,13 @@
  */
 import type { InspectOptions } from 'node:util'
 import { RegisterFile } from '../bits'
+import { hex, shown, summary } from '../inspect'
 import type { MmioDevice } from '../iommu/iommu'
 import { offsetOf, placeCapabilities, registerName } from './capabilities'
 import type { Capability, PlacedRegister } from './capabilities'
 import type { ConfigRegister } from './config-register'
 import { COMMAND, CONFIG_SPACE_BYTES, barAddress, barName } from './header'
 import { Listeners } from './listeners'
-import { hex, shown, summary } from '../inspect'
 
 /** function: Initiate Function Level Reset. conventional: the bus's, or power. */
 export type ResetKind = 'function' | 'conventional'
@@ -106,10 +106,8 @@ export class ConfigSpace implements MmioDevice {
   }
 
   [shown](depth: number, options: InspectOptions): string {
-    const fields = {
-      ...Object.fromEntries(this.#registers.map(({ name }) => [name, hex(this.get(name))])),
-    }
-    return summary('ConfigSpace', fields, depth, options)
+    const values = this.#registers.map(({ name }) => [name, hex(this.get(name))] as const)
+    return summary('ConfigSpace', Object.fromEntries(values), depth, options)
   }
 
   /** Memory Space Enable: the function answers at its BARs. */

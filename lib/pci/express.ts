@@ -138,7 +138,9 @@ export class Express implements Capability {
     this.#own = registers
   }
 
-  /** 7.5.3.4: Initiate Function Level Reset always reads 0, and does nothing where there is none. */
+  /**
+   * 7.5.3.4: Initiate Function Level Reset always reads 0, and does nothing where there is none.
+   */
   written(name: string): void {
     if (this.#own === undefined || name !== 'deviceControl') return
     const value = this.#own.get(name)

@@ -223,7 +223,9 @@ export class Msix implements Capability {
   }
 }
 
-/** 7.7.2: software accesses the structures in aligned words of 4 or 8 bytes, nothing else counts. */
+/**
+ * 7.7.2: software accesses the structures in aligned words of 4 or 8 bytes, nothing else counts.
+ */
 function allowed(offset: number, size: number): boolean {
   return (size === 4 || size === 8) && offset >= 0 && offset % size === 0
 }

@@ -1,8 +1,8 @@
 /**
  * What a virtio-net device tells its driver: its address, its link, its MTU, its queue pairs.
  *
- * virtio 1.3 5.1.4, `struct virtio_net_config`. Read-only for drivers: with VERSION_1 the address is
- * set through the control queue, which vhost-net has not.
+ * virtio 1.3 5.1.4, `struct virtio_net_config`. Read-only for drivers: with VERSION_1 the address
+ * is set through the control queue, which vhost-net has not.
  */
 import { RegisterFile } from '../bits'
 import type { Register } from '../bits'
@@ -11,7 +11,9 @@ import { Listeners } from './listeners'
 import type { DeviceConfiguration } from './virtio-transport'
 
 export interface NetConfigOptions {
-  /** Six bytes, or text such as `'52:54:00:12:34:56'`; unicast. Without one the driver makes it up. */
+  /**
+   * Six bytes, or text such as `'52:54:00:12:34:56'`; unicast. Without one the driver makes it up.
+   */
   readonly mac?: string | Uint8Array
   /** The largest payload of a frame, 68 to 65535. */
   readonly mtu?: number

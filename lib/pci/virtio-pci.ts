@@ -8,6 +8,7 @@
  * virtio 1.3 4.1, Virtio Over PCI Bus. Section numbers without a name are of virtio 1.3.
  */
 import type { InspectOptions } from 'node:util'
+import { hex, shown, summary } from '../inspect'
 import type { MmioDevice } from '../iommu/iommu'
 import { Ats } from './ats'
 import type { AtsOptions } from './ats'
@@ -21,7 +22,6 @@ import { PciAccess, structureCapability } from './virtio-capabilities'
 import { COMMON_BYTES, CommonConfiguration } from './virtio-common'
 import { STATUS, VirtioTransport } from './virtio-transport'
 import type { DeviceConfiguration, TransportOptions, VirtioBackend } from './virtio-transport'
-import { hex, shown, summary } from '../inspect'
 
 /** What a type of device says in its header: 4.1.2. */
 export interface VirtioIdentity {
@@ -299,7 +299,9 @@ export class VirtioPci implements Disposable {
     this.#drive()
   }
 
-  /** PCIe 5.0 7.5.1.1.3, 7.5.1.1.4: Interrupt Status is there even while Interrupt Disable is set. */
+  /**
+   * PCIe 5.0 7.5.1.1.3, 7.5.1.1.4: Interrupt Status is there even while Interrupt Disable is set.
+   */
   #drive(): void {
     const wanted = this.#isr !== 0 && !this.msix.enabled
     const status = COMMAND.interruptStatus

@@ -176,8 +176,8 @@ export class VirtioTransport implements Disposable {
   }
 
   /**
-   * 2.1.1: 0 resets, and a driver never clears a single bit, so bits only add up. 3.1.1: FEATURES_OK
-   * stays clear where the features do not do; DRIVER_OK is nothing before it.
+   * 2.1.1: 0 resets, and a driver never clears a single bit, so bits only add up. 3.1.1:
+   * FEATURES_OK stays clear where the features do not do; DRIVER_OK is nothing before it.
    */
   writeStatus(value: number): void {
     if (value === 0) {
@@ -243,7 +243,9 @@ export class VirtioTransport implements Disposable {
     })
   }
 
-  /** Without bus mastering a device may touch no memory: the backend is stopped, and goes on later. */
+  /**
+   * Without bus mastering a device may touch no memory: the backend is stopped, and goes on later.
+   */
   setBusMaster(enabled: boolean): void {
     this.#busMaster = enabled
     this.#startOrStop()

@@ -111,7 +111,9 @@ export class FakeQueue {
     return true
   }
 
-  /** Entry after entry, as translate_desc does; the permission of the first that is found counts. */
+  /**
+   * Entry after entry, as translate_desc does; the permission of the first that is found counts.
+   */
   #walk(at: bigint, length: number, access: AccessBits, ring = false): Outcome {
     const last = at + BigInt(length) - 1n
     for (let next = at; next <= last;) {

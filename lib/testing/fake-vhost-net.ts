@@ -337,7 +337,9 @@ export class FakeVhostNet implements BareDevice {
     return 'taken'
   }
 
-  /** get_rx_bufs: as many chains as a frame needs. What is wrong with one costs the first of them. */
+  /**
+   * get_rx_bufs: as many chains as a frame needs. What is wrong with one costs the first of them.
+   */
   #buffers(ring: FakeRing, bytes: number): readonly Taken[] | 'none' | 'failed' | 'overrun' {
     const mergeable = hasFeature(this.#acknowledged, 'VIRTIO_NET_F_MRG_RXBUF')
     const all: Taken[] = []
@@ -362,7 +364,9 @@ export class FakeVhostNet implements BareDevice {
     return 'overrun'
   }
 
-  /** tun writes its header and the frame; vhost adds the count, and nobody writes what is between. */
+  /**
+   * tun writes its header and the frame; vhost adds the count, and nobody writes what is between.
+   */
   #place(ring: FakeRing, pieces: readonly Piece[], frame: Uint8Array, buffers: number): void {
     ring.scatter(pieces, 0, new Uint8Array(BUFFER_COUNT))
     ring.scatter(pieces, HEADER, frame)

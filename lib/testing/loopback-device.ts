@@ -8,6 +8,7 @@
  */
 import type { InspectOptions } from 'node:util'
 import { InvalidState } from '../errors'
+import { hex, shown, summary } from '../inspect'
 import type { AddressSpace } from '../memory/address-space'
 import { DmaWindow, physicalView, translatedView } from '../virtio/dma-view'
 import type { ByteSpace } from '../virtio/dma-view'
@@ -23,7 +24,6 @@ import type { NetDevice } from '../virtio/net-device'
 import type { RingAddresses } from '../virtio/ring-layout'
 import { SplitQueue } from '../virtio/split-queue'
 import type { Chain } from '../virtio/split-queue'
-import { hex, shown, summary } from '../inspect'
 
 export interface LoopbackOptions {
   readonly memory: ByteSpace

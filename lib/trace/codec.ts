@@ -12,7 +12,9 @@ import type { EventKind, TraceEvent, TraceSink } from './event'
 export const TRACE_VERSION = 1
 const MAGIC = Uint8Array.from('IOTLBTRC', (letter) => letter.charCodeAt(0))
 const CHUNK = 1 << 16
-/** A record other than its bytes and lists: ten numbers of eight bytes at most, and words of ten. */
+/**
+ * A record other than its bytes and lists: ten numbers of eight bytes at most, and words of ten.
+ */
 const RECORD = 160
 /** Numbers of a list, and bytes of a run: what is longer is no record. */
 const LONGEST = 1 << 20

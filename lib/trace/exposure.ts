@@ -3,20 +3,20 @@
  * buffer can still be reached that the guest took back.
  *
  * It stands at two places: between a driver and its DMA (what is in flight), and between a device
- * and its channel (what the device holds). A page is *stale* from the moment that the guest has unmapped
- * it (the call has returned, and it may use the page for something else), as long as the device
- * holds it: until an INVALIDATE or an eviction ends that, or until it is mapped again. In strict mode
- * no page ever is; where unmapping does nothing (static, pass-through), it is for good. Without an
- * IOMMU there is no channel, and nothing is measured. Times are those of the clock that is passed in.
+ * and its channel (what the device holds). A page is *stale* from the moment that the guest has
+ * unmapped it (the call has returned, and it may use the page for something else), as long as the
+ * device holds it: until an INVALIDATE or an eviction ends that, or until it is mapped again. In
+ * strict mode no page ever is; where unmapping does nothing (static, pass-through), it is for good.
+ * Without an IOMMU there is no channel, and nothing is measured. Times are those of the clock that
+ * is passed in.
  */
 import type { InspectOptions } from 'node:util'
-import { PAGE_SIZE } from '../address'
+import { PAGE_SIZE, accessBits, pageOf } from '../address'
 import type { AccessBits, Iova, Range } from '../address'
-import { accessBits, pageOf } from '../address'
 import type { DmaPool, GuestDma } from '../guest/dma'
+import { shown, summary } from '../inspect'
 import type { IotlbChannel } from '../iotlb/channel'
 import { Shadow } from '../iotlb/shadow'
-import { shown, summary } from '../inspect'
 
 /** Sums and means since the meter began, or since `restart()`. */
 export interface Exposure {
@@ -27,7 +27,9 @@ export interface Exposure {
   readonly byteSeconds: number
   /** The longest time that a page was stale, in seconds, to now. */
   readonly longest: number
-  /** Means over time: what the device could reach, and what was mapped for a transfer or as a ring. */
+  /**
+   * Means over time: what the device could reach, and what was mapped for a transfer or as a ring.
+   */
   readonly reachableBytes: number
   readonly inFlightBytes: number
 }
@@ -111,10 +113,6 @@ export class ExposureMeter {
         this.#released(table, first, last)
       },
     }
-  };
-
-  [shown](depth: number, options: InspectOptions): string {
-    return summary('ExposureMeter', { ...this.read() }, depth, options)
   }
 
   read(): Exposure {
@@ -143,6 +141,10 @@ export class ExposureMeter {
     this.#reachableArea = 0
     this.#inFlightArea = 0
     for (const page of this.#stale.keys()) this.#stale.set(page, this.#last)
+  }
+
+  [shown](depth: number, options: InspectOptions): string {
+    return summary('ExposureMeter', { ...this.read() }, depth, options)
   }
 
   #pool(inner: DmaPool, count: number): DmaPool {

@@ -87,9 +87,10 @@ export class Recorder {
 
   /**
    * Guest memory as an IOMMU sees it: writes down each entry that it reads in a walk for a device.
-   * A region of it ends with the entry, so that the walker asks again for the next one. What is read
-   * outside of those (the invalidation queue, a walk of the library's own) is written down where it
-   * is another value than before: a unit may keep what it worked out of an entry that is the same.
+   * A region of it ends with the entry, so that the walker asks again for the next one. What is
+   * read outside of those (the invalidation queue, a walk of the library's own) is written down
+   * where it is another value than before: a unit may keep what it worked out of an entry that is
+   * the same.
    */
   tables(memory: TableMemory): TableMemory {
     const known = new Map<number, bigint>()

@@ -2,8 +2,8 @@
  * Which pages of guest memory the kernel has written: what a guest's migration has to send again.
  *
  * The kernel sets one bit for each page in host memory that it is given (VHOST_SET_LOG_BASE), after
- * the write itself: a bit that is not there yet comes with the next `take()`. It logs by gpa in both
- * modes; behind an IOMMU it finds the gpa from the host address and the memory table (Linux,
+ * the write itself: a bit that is not there yet comes with the next `take()`. It logs by gpa in
+ * both modes; behind an IOMMU it finds the gpa from the host address and the memory table (Linux,
  * drivers/vhost/vhost.c: log_write_hva), which is why it has a table then that it needs for nothing
  * else. Not in the log: what this process writes as an IOMMU (wait statuses, accessed bits) or for
  * its guest; `mark()` is for that.
@@ -12,10 +12,10 @@ import type { InspectOptions } from 'node:util'
 import { PAGE_SIZE } from '../address'
 import type { Gpa, Range } from '../address'
 import { InvalidState, SystemError, succeeded } from '../errors'
+import { shown, summary } from '../inspect'
 import { native } from '../native'
 import type { Mapping } from '../native'
 import type { VhostDevice } from './vhost-device'
-import { shown, summary } from '../inspect'
 
 const WORD_BITS = 32
 /** Pages whose bits fill one page of the bitmap. */
@@ -57,7 +57,7 @@ export class DirtyLog implements Disposable {
   [shown](depth: number, options: InspectOptions): string {
     const fields = {
       devices: this.#devices.length,
-      pages: this.#bitmap.words.length * 32,
+      pages: this.#bitmap.words.length * WORD_BITS,
       closed: this.#closed,
     }
     return summary('DirtyLog', fields, depth, options)

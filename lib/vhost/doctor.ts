@@ -1,5 +1,6 @@
 /**
- * When the rings of a pair are examined, what is done about it, and how often which reason was found.
+ * When the rings of a pair are examined, what is done about it, and how often which reason was
+ * found.
  *
  * Occasions are the tick of an error eventfd and the watchdog's look; `stall.ts` says what is
  * wrong, and this file kicks and reports. It stops nothing: that is the fault policy's.
@@ -81,7 +82,9 @@ export class Doctor {
     }
   }
 
-  /** A ring that has a right to stand still is kicked all the same: if it does not, it asks again. */
+  /**
+   * A ring that has a right to stand still is kicked all the same: if it does not, it asks again.
+   */
   #examine(ring: Vring, noticed: StallReport['noticed']): void {
     // It was told, and no kick brings it back.
     if (this.#backend === 'gone') return

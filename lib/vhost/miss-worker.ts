@@ -279,7 +279,9 @@ export class MissWorker implements MissLoop, Notifier {
     else this.#worker.unref()
   }
 
-  /** When it returns, the Worker has let go of descriptor and memory, or was told to end at once. */
+  /**
+   * When it returns, the Worker has let go of descriptor and memory, or was told to end at once.
+   */
   close(): void {
     if (this.#closed) return
     this.#closed = true

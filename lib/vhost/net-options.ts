@@ -1,6 +1,6 @@
 /**
- * What a network device is asked to be, and the opening of what it is made of: descriptors and taps,
- * all of them or none.
+ * What a network device is asked to be, and the opening of what it is made of: descriptors and
+ * taps, all of them or none.
  */
 import { InvalidState } from '../errors'
 import type { IotlbChannel } from '../iotlb/channel'
@@ -65,7 +65,9 @@ export interface VhostNetOptions {
   readonly channel?: ChannelDecorator
   /** Makes the miss handler of each pair: one that is recorded. */
   readonly handler?: HandlerMaker
-  /** Milliseconds between looks at rings that owe work and do not move: 1000 by default, 0 is off. */
+  /**
+   * Milliseconds between looks at rings that owe work and do not move: 1000 by default, 0 is off.
+   */
   readonly watchdog?: number
   readonly clock?: Clock
 }

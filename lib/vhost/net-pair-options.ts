@@ -1,4 +1,6 @@
-/** What a pair of rings is made of, and what its miss handler and its view of memory get of that. */
+/**
+ * What a pair of rings is made of, and what its miss handler and its view of memory get of that.
+ */
 import { KiB } from '../address'
 import { InvalidState } from '../errors'
 import type { IotlbChannel } from '../iotlb/channel'
@@ -80,7 +82,8 @@ export interface Serving {
 
 /**
  * @throws TypeError, RangeError
- * @throws InvalidState ERR_UNSUPPORTED for functions of this thread that a Worker would have to call
+ * @throws InvalidState ERR_UNSUPPORTED for functions of this thread that a Worker would have to
+ *   call
  */
 export function checkServing(options: Serving): void {
   const { serve = 'loop', busyPollMicroseconds: us = 0 } = options

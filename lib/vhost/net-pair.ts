@@ -310,7 +310,10 @@ export class NetPair {
     this.#forget()
   }
 
-  /** After a refusal, which is what the caller hears of; what fails here fails again at the next start. */
+  /**
+   * After a refusal, which is what the caller hears of; what fails here fails again at the next
+   * start.
+   */
   #undo(rings: readonly Vring[]): void {
     try {
       this.#halt(rings)
@@ -357,7 +360,9 @@ export class NetPair {
     }
   }
 
-  /** Taking a backend away makes the kernel forget (K9); the rings that still want to, ask again. */
+  /**
+   * Taking a backend away makes the kernel forget (K9); the rings that still want to, ask again.
+   */
   readonly #purge = (): void => {
     this.#purging = false
     const ring = this.rings.find(({ running }) => running)

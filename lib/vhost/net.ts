@@ -208,8 +208,8 @@ export class VhostNet implements NetDevice, Disposable {
   }
 
   /**
-   * The kernel notes each page of guest memory that it writes, buffers and used rings, until the log
-   * is closed. It may be started and closed at any time, also while the device runs.
+   * The kernel notes each page of guest memory that it writes, buffers and used rings, until the
+   * log is closed. It may be started and closed at any time, also while the device runs.
    * @throws InvalidState ERR_ALREADY_STARTED while there is one; SystemError ENOMEM
    */
   startDirtyLog(): DirtyLog {

@@ -39,7 +39,9 @@ const ENODEV = -19
 const EAGAIN = -11
 /** drivers/net/tun.c MAX_TAP_QUEUES */
 const MOST_QUEUES = 256
-/** `struct virtio_net_hdr_v1`, what vhost-net uses with VERSION_1 or MRG_RXBUF (virtio 1.2 5.1.6). */
+/**
+ * `struct virtio_net_hdr_v1`, what vhost-net uses with VERSION_1 or MRG_RXBUF (virtio 1.2 5.1.6).
+ */
 export const VNET_HEADER_BYTES = 12
 /** The largest frame with offloads: 64 KiB of payload with its headers. */
 const LARGEST_FRAME = 65536 + 64
@@ -208,7 +210,8 @@ export class Tap implements Disposable {
 
   /**
    * What the reader of the frames takes unfinished: bits of TUN_F_CSUM, TUN_F_TSO4 and TUN_F_TSO6.
-   * @throws SystemError EINVAL for a combination that the kernel refuses (segmentation without CSUM)
+   * @throws SystemError EINVAL for a combination that the kernel refuses (segmentation without
+   *   CSUM)
    */
   setOffload(bits: number): void {
     this.#value('TUNSETOFFLOAD', bits)

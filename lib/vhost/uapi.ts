@@ -210,7 +210,9 @@ export const IOCTLS = {
   VHOST_SET_MEM_TABLE: { request: 0x4008af03, argument: 'vhost_memory' },
   VHOST_SET_LOG_BASE: { request: 0x4008af04, argument: 'u64' },
   VHOST_SET_LOG_FD: { request: 0x4004af07, argument: 's32' },
-  /** Not wired in vhost-net: ENOTTY, or ENOBUFS where the argument reads as a ring index above 1. */
+  /**
+   * Not wired in vhost-net: ENOTTY, or ENOBUFS where the argument reads as a ring index above 1.
+   */
   VHOST_NEW_WORKER: { request: 0x8004af08, argument: 'u32' },
   VHOST_FREE_WORKER: { request: 0x4004af09, argument: 'u32' },
   VHOST_SET_VRING_NUM: { request: 0x4008af10, argument: 'vhost_vring_state' },

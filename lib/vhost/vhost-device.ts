@@ -148,7 +148,9 @@ export class VhostDevice implements Disposable {
     this.setRingAddresses(index, ring, log)
   }
 
-  /** The same of a ring that may run, whose size and place stay: its used ring is logged, or not. */
+  /**
+   * The same of a ring that may run, whose size and place stay: its used ring is logged, or not.
+   */
   setRingAddresses(index: number, ring: RingAddresses, log?: bigint): void {
     const layout = ringLayout(ring.size)
     const fields = STRUCTS.vhost_vring_addr.fields
@@ -174,7 +176,8 @@ export class VhostDevice implements Disposable {
   /**
    * Where pages that the device writes are noted, one bit each, as long as VHOST_F_LOG_ALL is among
    * the features.
-   * @param at in memory that the descriptor holds; `bytes` must be enough for all gpas of the device
+   * @param at in memory that the descriptor holds; `bytes` must be enough for all gpas of the
+   *   device
    */
   setLogBase(at: bigint, bytes: number): void {
     this.#call('VHOST_SET_LOG_BASE', encodeStruct(STRUCTS.u64, { value: at }), [0, -bytes])
@@ -204,8 +207,8 @@ export class VhostDevice implements Disposable {
   /**
    * Starts a ring, or stops it where there is no socket. Stopping empties the message lists of the
    * whole device: the other ring's questions are lost with this one's (K9).
-   * @throws SystemError EFAULT where the rings are not accessible or the memory is not set, ENOTSOCK
-   *   for a descriptor that is neither tap, macvtap nor packet socket
+   * @throws SystemError EFAULT where the rings are not accessible or the memory is not set,
+   *   ENOTSOCK for a descriptor that is neither tap, macvtap nor packet socket
    */
   setBackend(index: number, socket: Descriptor | undefined): void {
     this.#file('VHOST_NET_SET_BACKEND', index, socket)

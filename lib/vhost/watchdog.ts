@@ -39,7 +39,9 @@ export class Standstill {
   #looks = 0
   /** Whether it owed work at the last look, from where it stands: slow alone is no stall. */
   #owed = false
-  /** How many misses had been asked at the last look, and when the ring was last cleared of doubt. */
+  /**
+   * How many misses had been asked at the last look, and when the ring was last cleared of doubt.
+   */
   #seen = 0
   #asked = 0
 

@@ -14,12 +14,12 @@ const MAX_CHAIN_BYTES = 2 ** 32
  * Why a chain or a ring was refused.
  *
  * `misaligned`: a ring part is not aligned as 2.7 wants it, or an indirect table not to 4 bytes.
- * `unmapped`: a part or table may not be read or written; `Chain.refusedPage` says where. `avail-index`: more
- * chains offered than the ring has (2.7.13.3). `head`, `next`: index past the table. `loop`: more
- * descriptors than the table has (2.7.5.2). `length`: an empty buffer, or over 2^32 bytes in all
- * (2.7.5.2). `wrap`: a buffer reaches over the end of the address space. `order`: readable after
- * writable (2.7.4.2). `indirect`: not negotiated, inside a table, with NEXT (2.7.5.3.1), or a table
- * whose length is no positive multiple of 16.
+ * `unmapped`: a part or table may not be read or written; `Chain.refusedPage` says where.
+ * `avail-index`: more chains offered than the ring has (2.7.13.3). `head`, `next`: index past the
+ * table. `loop`: more descriptors than the table has (2.7.5.2). `length`: an empty buffer, or over
+ * 2^32 bytes in all (2.7.5.2). `wrap`: a buffer reaches over the end of the address space. `order`:
+ * readable after writable (2.7.4.2). `indirect`: not negotiated, inside a table, with NEXT
+ * (2.7.5.3.1), or a table whose length is no positive multiple of 16.
  */
 export type ChainRefusal =
   | 'misaligned'
@@ -49,7 +49,9 @@ export class Chain {
   /** For `unmapped`: the page, and what was wanted. */
   refusedPage = 0
   refusedAccess: AccessBits = 0
-  /** The page where the indirect table begins, the byte within it, and its length; 0 bytes for none. */
+  /**
+   * The page where the indirect table begins, the byte within it, and its length; 0 bytes for none.
+   */
   indirectPage = 0
   indirectOffset = 0
   indirectBytes = 0

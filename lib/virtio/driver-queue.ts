@@ -10,6 +10,7 @@
  */
 import type { InspectOptions } from 'node:util'
 import { PAGE_SHIFT } from '../address'
+import { shown, summary } from '../inspect'
 import type { ByteSpace } from './dma-view'
 import {
   AVAIL,
@@ -30,7 +31,6 @@ import {
 import type { RingAddresses } from './ring-layout'
 import { clearedPart, writeAddress } from './ring-memory'
 import type { WordTable } from './ring-memory'
-import { shown, summary } from '../inspect'
 
 /** One buffer of a chain: a device address and whether the device may write there. */
 export interface Segment {
@@ -332,7 +332,8 @@ export class DriverQueue {
 
   /** Asks the device not to call. One more call may still come. */
   disableCalls(): void {
-    // virtio 1.3, 2.7.7.1: with event indices the flag stays 0; an event that lies behind is enough.
+    // virtio 1.3, 2.7.7.1: with event indices the flag stays 0; an event that lies behind is
+    // enough.
     if (this.#eventIndex) return
     Atomics.store(this.#avail, this.#availFlags, VIRTQ_AVAIL_F_NO_INTERRUPT)
   }
@@ -437,7 +438,9 @@ export class DriverQueue {
     this.#writable[head] = Math.min(writable, MAX_USED_BYTES)
   }
 
-  /** Writes one descriptor from the segments gathered; answers how many bytes are writable in it. */
+  /**
+   * Writes one descriptor from the segments gathered; answers how many bytes are writable in it.
+   */
   #write(words: Uint32Array, word: number, segment: number, next: number): number {
     const flags = this.#segmentFlags[segment]
     const length = this.#segmentLength[segment]

@@ -9,6 +9,7 @@
 import type { InspectOptions } from 'node:util'
 import { READ, WRITE, pageOf } from '../address'
 import type { AccessBits } from '../address'
+import { shown, summary } from '../inspect'
 import { Chain, append, clear, pageOfWords, refuse, unmapped } from './chain'
 import type { ChainRefusal } from './chain'
 import { DmaWindow, physicalView } from './dma-view'
@@ -28,7 +29,6 @@ import {
   usedEventOffset,
 } from './ring-layout'
 import type { RingAddresses } from './ring-layout'
-import { shown, summary } from '../inspect'
 
 export { Chain } from './chain'
 export type { ChainRefusal } from './chain'
@@ -78,7 +78,9 @@ export class SplitQueue {
   #tablePage = 0
   readonly #usedEvent: number
   readonly #availEvent: number
-  /** avail.idx as last read, the next chain to take, the next completion, the last one announced. */
+  /**
+   * avail.idx as last read, the next chain to take, the next completion, the last one announced.
+   */
   #offered: number
   #taken: number
   #filled: number

@@ -69,7 +69,10 @@ export async function unpack(files: readonly string[], directory: string): Promi
   for (const file of files) await run('dpkg', ['-x', file, directory])
 }
 
-/** The options that point apt at private directories, with the system's sources and installed packages. */
+/**
+ * The options that point apt at private directories, with the system's sources and installed
+ * packages.
+ */
 export function aptOptions(directory: string): string[] {
   const settings = {
     'Dir::State': join(directory, 'state'),

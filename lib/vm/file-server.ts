@@ -23,9 +23,9 @@ export interface FileServer {
  * Starts a server for the whole of `/`; what the guest may write is the guest's affair.
  *
  * The server inherits a socket that listens, because one that it makes itself comes with lock files
- * that it leaves behind and that an ordinary user may not create. Node's sockets do not block, so the
- * connection must be waiting when the server accepts; and Node would accept it first, so all of it
- * happens in one turn of the loop, after which no name of the socket is left.
+ * that it leaves behind and that an ordinary user may not create. Node's sockets do not block, so
+ * the connection must be waiting when the server accepts; and Node would accept it first, so all of
+ * it happens in one turn of the loop, after which no name of the socket is left.
  */
 export function startFileServer(tools: Tools): FileServer {
   const directory = mkdtempSync(join(tmpdir(), 'vhost-iotlb-'))

@@ -12,7 +12,9 @@ export const INIT_MARKER = 'vhost-iotlb: init'
 
 /** The command, and where and how it runs. */
 export interface Job {
-  /** Mounted writable at its own path; everything else that is written stays in the guest's memory. */
+  /**
+   * Mounted writable at its own path; everything else that is written stays in the guest's memory.
+   */
   readonly projectDirectory: string
   readonly workingDirectory: string
   /** Whether the root came with the image (`packed-root.ts`), instead of from the file server. */
@@ -46,8 +48,8 @@ export interface JobResult {
 const RUN = '/run/vhost-iotlb'
 
 /**
- * Mounts the host's root under a layer in memory, and moves there. Everything is done with the shell
- * and the applets inside one busybox, so the archive holds nothing else.
+ * Mounts the host's root under a layer in memory, and moves there. Everything is done with the
+ * shell and the applets inside one busybox, so the archive holds nothing else.
  *
  * overlayfs opens the files below it with O_NOATIME, as whoever mounted it, if that is able to; the
  * file server of an ordinary user may not do that to other people's files. So it is mounted there
@@ -129,8 +131,8 @@ exec /bin/busybox switch_root /new ${RUN}/busybox sh ${RUN}/run-job
 /**
  * Runs the job and reports. The command gets pipes, not the ports themselves, because a port cannot
  * be opened twice (`/dev/stderr`). They are opened for both directions first, because an open that
- * waits for the other end is interrupted when a child ends. When it ends, all that it left running is killed, so that the
- * pipes end; the byte counts tell the host when it has all of the output.
+ * waits for the other end is interrupted when a child ends. When it ends, all that it left running
+ * is killed, so that the pipes end; the byte counts tell the host when it has all of the output.
  */
 export const RUN_JOB_SCRIPT = `cd ${RUN}
 . ./settings

@@ -1,7 +1,7 @@
 /**
  * Builds the archive that the kernel starts from: busybox, two scripts and the modules. It holds
- * nothing of the host's system, which the guest mounts; so it is small, built in a moment, and named
- * by its content's hash in the cache.
+ * nothing of the host's system, which the guest mounts; so it is small, built in a moment, and
+ * named by its content's hash in the cache.
  */
 import { createHash } from 'node:crypto'
 import { closeSync, copyFileSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'

@@ -24,8 +24,8 @@ export interface Kernel {
 }
 
 /**
- * Where to ask, in order: Debian 12 has 6.1 as its own kernel and 6.12 under a name that carries the
- * version; Debian 13 has 6.12 as its own.
+ * Where to ask, in order: Debian 12 has 6.1 as its own kernel and 6.12 under a name that carries
+ * the version; Debian 13 has 6.12 as its own.
  */
 const METAPACKAGES: Readonly<Record<KernelLine, readonly string[]>> = {
   '6.12': ['linux-image-6.12-cloud-amd64', 'linux-image-cloud-amd64'],
@@ -70,7 +70,10 @@ export function kernelOfLine(line: KernelLine, shown: string): PackageVersion | 
   )
 }
 
-/** Fetches a line's kernel into `directory`, laid out as `readKernel` expects it. @throws VmError */
+/**
+ * Fetches a line's kernel into `directory`, laid out as `readKernel` expects it.
+ * @throws VmError
+ */
 export async function fetchKernel(
   line: KernelLine,
   apt: AptSession,

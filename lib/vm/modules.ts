@@ -1,7 +1,7 @@
 /**
- * Picks kernel modules and puts them into the order in which they can be inserted. Each module names
- * those it needs in its `.modinfo` section, so no `modules.dep` (which the package does not carry)
- * is wanted.
+ * Picks kernel modules and puts them into the order in which they can be inserted. Each module
+ * names those it needs in its `.modinfo` section, so no `modules.dep` (which the package does not
+ * carry) is wanted.
  */
 import { readdirSync, readFileSync } from 'node:fs'
 import { basename, join } from 'node:path'

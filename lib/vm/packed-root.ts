@@ -1,8 +1,8 @@
 /**
  * The root for hosts that cannot serve theirs (a container whose system-call filter forbids
- * `unshare`, which virtiofsd needs): a copy of the few files that the command needs, unpacked into the
- * guest's memory with the boot image. The guest's writes stay there. A copy is never complete: other
- * programs than those named here come from busybox or are missing.
+ * `unshare`, which virtiofsd needs): a copy of the few files that the command needs, unpacked into
+ * the guest's memory with the boot image. The guest's writes stay there. A copy is never complete:
+ * other programs than those named here come from busybox or are missing.
  */
 import { lstatSync, readdirSync, readFileSync, readlinkSync, realpathSync, statSync } from 'node:fs'
 import { basename, dirname, join, relative, resolve } from 'node:path'

@@ -1,6 +1,6 @@
 /**
- * Everything that a VM needs before it can boot: the programs, the kernel, the image. What the cache
- * or the system has is used as it is; all that is missing is fetched at once.
+ * Everything that a VM needs before it can boot: the programs, the kernel, the image. What the
+ * cache or the system has is used as it is; all that is missing is fetched at once.
  */
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'

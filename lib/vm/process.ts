@@ -79,7 +79,9 @@ export async function run(
   return Buffer.concat(stdout)
 }
 
-/** The shared libraries of a program or addon, with the loader; none for what is static or a script. */
+/**
+ * The shared libraries of a program or addon, with the loader; none for what is static or a script.
+ */
 export async function librariesOf(program: string, env?: NodeJS.ProcessEnv): Promise<string[]> {
   const listed = await run('ldd', [program], env && { env }).catch(() => Buffer.alloc(0))
   return [...listed.toString().matchAll(/(?:^|\s)(\/\S+) \(0x/gm)].map(([, path]) => path)

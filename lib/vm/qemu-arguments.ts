@@ -1,6 +1,6 @@
 /**
- * The command lines of QEMU and of the kernel in it. They are pure functions of what the VM is to be;
- * what was measured to work, and to break, is the reason of each unusual option.
+ * The command lines of QEMU and of the kernel in it. They are pure functions of what the VM is to
+ * be; what was measured to work, and to break, is the reason of each unusual option.
  */
 
 export type Accelerator = 'kvm' | 'tcg'
@@ -33,20 +33,20 @@ export interface QemuSettings {
 }
 
 /**
- * A named model: with `max`, two processors and one thread each, QEMU 7.2 oopsed once in code that the
- * kernel had patched. What this emulation lacks is taken away, or QEMU warns of it at each start.
- * So is `erms`: the emulation works `rep movsb` off byte by byte, 10 to 50 times as slow as the loops
- * that kernel and C library have for processors without it.
+ * A named model: with `max`, two processors and one thread each, QEMU 7.2 oopsed once in code that
+ * the kernel had patched. What this emulation lacks is taken away, or QEMU warns of it at each
+ * start. So is `erms`: the emulation works `rep movsb` off byte by byte, 10 to 50 times as slow as
+ * the loops that kernel and C library have for processors without it.
  */
 const TCG_CPU = 'Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid,-erms'
 /** The named model with SVM, which QEMU emulates (VMX it does not). */
 const TCG_NESTED_CPU = 'EPYC,+svm,-sha-ni,-monitor,-misalignsse'
 
 /**
- * `no_timer_check`: Linux 6.1 hung twice on "8254 timer not connected to IO-APIC" while the host was
- * loaded. `tsc=reliable`: the emulation takes the TSC of all processors from one clock of the host;
- * a kernel that does not trust it reads the HPET instead, which is an access to a device (16 µs
- * beside 5), several times in each turn of an event loop. `mitigations=off`: nothing in there is
+ * `no_timer_check`: Linux 6.1 hung twice on "8254 timer not connected to IO-APIC" while the host
+ * was loaded. `tsc=reliable`: the emulation takes the TSC of all processors from one clock of the
+ * host; a kernel that does not trust it reads the HPET instead, which is an access to a device (16
+ * µs beside 5), several times in each turn of an event loop. `mitigations=off`: nothing in there is
  * worth protecting from itself.
  */
 const KERNEL_ARGUMENTS = [

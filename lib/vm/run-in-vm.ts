@@ -51,7 +51,9 @@ export interface VmOptions {
   readonly stderr?: VmOutput
   /** Gives the command a terminal of that size: output is then all `stdout`. */
   readonly terminal?: TerminalSize
-  /** The machine has `/dev/kvm`; where its processor is emulated, of another model. Default false. */
+  /**
+   * The machine has `/dev/kvm`; where its processor is emulated, of another model. Default false.
+   */
   readonly nested?: boolean
   /** Kernel modules to insert beside those for tun, tap, veth and vhost-net. */
   readonly modules?: readonly string[]
@@ -89,8 +91,8 @@ const TIME_LIMIT_STATUS = 124
 const BOOT_SECONDS: Readonly<Record<Accelerator, number>> = { kvm: 20, tcg: 90 }
 
 /**
- * Runs a command in a new VM, and ends the VM with it. No process is left behind, not even when this
- * one is killed.
+ * Runs a command in a new VM, and ends the VM with it. No process is left behind, not even when
+ * this one is killed.
  * @throws RangeError for options out of their ranges
  * @throws VmError when the VM cannot be had, does not boot, or dies before the command does
  */
@@ -214,8 +216,8 @@ function signalName({ signal }: JobResult): NodeJS.Signals | null {
 }
 
 /**
- * An image with a root of its own. While it is unpacked it is in memory twice, and what is unpacked may
- * take half of the memory; the command needs some as well.
+ * An image with a root of its own. While it is unpacked it is in memory twice, and what is unpacked
+ * may take half of the memory; the command needs some as well.
  */
 async function packedImage(
   cache: string,

@@ -1,6 +1,6 @@
 /**
- * Finds the programs that run the VM: QEMU, its virtiofs server and a static busybox. What the system
- * has is used; what it lacks is unpacked from Debian's packages into the cache.
+ * Finds the programs that run the VM: QEMU, its virtiofs server and a static busybox. What the
+ * system has is used; what it lacks is unpacked from Debian's packages into the cache.
  */
 import { closeSync, existsSync, openSync, readSync } from 'node:fs'
 import { join } from 'node:path'

@@ -1,6 +1,6 @@
 /**
- * The ways in which a nested VM can fail that are neither the caller's mistake nor one refused system
- * call: a package that cannot be had, a kernel that does not boot.
+ * The ways in which a nested VM can fail that are neither the caller's mistake nor one refused
+ * system call: a package that cannot be had, a kernel that does not boot.
  */
 
 export type VmErrorCode =

@@ -81,7 +81,9 @@ export const KVM_RUN_AT = {
   detail: 32,
 } as const
 
-/** The ring of coalesced writes: its page after `kvm_run`, and `struct kvm_coalesced_mmio` in it. */
+/**
+ * The ring of coalesced writes: its page after `kvm_run`, and `struct kvm_coalesced_mmio` in it.
+ */
 export const KVM_COALESCED = {
   page: 2,
   first: 0,

@@ -2,8 +2,8 @@
  * A small PC for a stock Linux: memory, processors, a serial console, a VT-d unit, and one virtio
  * network card behind a root port, served by the kernel's vhost-net.
  *
- * It exists so that a driver that nobody here wrote programs the remapping unit. It is not a machine
- * monitor for daily use: no disk, no display, no firmware.
+ * It exists so that a driver that nobody here wrote programs the remapping unit. It is not a
+ * machine monitor for daily use: no disk, no display, no firmware.
  */
 import { MiB } from '../address'
 import type { Dmar } from '../acpi/dmar-structures'
@@ -46,8 +46,8 @@ export interface MachineOptions extends Pick<VhostNetOptions, 'lookAhead' | 'rep
   /** Whether the network card has ATS; true if left out. */
   readonly ats?: boolean
   /**
-   * Whether the network card is on the root bus, as a part of the processor's chip would be; false if
-   * left out, which is behind a root port.
+   * Whether the network card is on the root bus, as a part of the processor's chip would be; false
+   * if left out, which is behind a root port.
    */
   readonly integrated?: boolean
   /** The network card's address. */
@@ -244,7 +244,10 @@ export class Machine implements Disposable {
     })
   }
 
-  /** One unit in front of everything; ATS behind the root port, and beside it (VT-d 5.10 8.3, 8.5, 8.8). */
+  /**
+   * One unit in front of everything; ATS behind the root port, and beside it (VT-d 5.10 8.3, 8.5,
+   * 8.8).
+   */
   #dmar(): Dmar | undefined {
     if (this.iommu === undefined) return undefined
     const beside: Pick<Dmar, 'satc'> =

@@ -2,8 +2,8 @@
  * The network card in its slot: a virtio function, the remapping unit's view of it, and vhost-net.
  *
  * On the packet path nothing of this program runs: a kick goes from the guest's store through an
- * ioeventfd to the kernel's worker, a call from there through an irqfd to the guest's processor. What
- * is here follows the guest's registers and binds those two anew when they change.
+ * ioeventfd to the kernel's worker, a call from there through an irqfd to the guest's processor.
+ * What is here follows the guest's registers and binds those two anew when they change.
  */
 import type { IntelIommu } from '../iommu/intel/intel-iommu'
 import type { GuestMemory } from '../memory/guest-memory'

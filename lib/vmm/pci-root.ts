@@ -1,6 +1,6 @@
 /**
- * The PCI Express hierarchy of the machine: a host bridge, one root port, and one function, behind it
- * or beside it.
+ * The PCI Express hierarchy of the machine: a host bridge, one root port, and one function, behind
+ * it or beside it.
  *
  * Configuration space is memory (ECAM). Which bus is behind the port is for the guest to say, and
  * whatever it says is possible. PCIe 5.0 7.2.2.

@@ -1,6 +1,6 @@
 /**
- * What ends a run of the machine: the registers for sleep and reset (ACPI 6.5 4.8.3.6, 4.8.3.7), and
- * the reset line of a PC's keyboard controller, for those who do not read ACPI.
+ * What ends a run of the machine: the registers for sleep and reset (ACPI 6.5 4.8.3.6, 4.8.3.7),
+ * and the reset line of a PC's keyboard controller, for those who do not read ACPI.
  */
 import type { MmioDevice } from '../iommu/iommu'
 import { LOW, POWER_PORTS } from './layout'
@@ -10,9 +10,9 @@ import type { Placed } from './tables'
 const RESET_PORT = POWER_PORTS.base + POWER_PORTS.reset
 
 /**
- * What a BIOS would have at the reset vector, in real mode: here it writes the reset register. Linux
- * jumps there, and tries nothing else first, on a machine with hardware-reduced ACPI and without EFI
- * (arch/x86/kernel/reboot.c).
+ * What a BIOS would have at the reset vector, in real mode: here it writes the reset register.
+ * Linux jumps there, and tries nothing else first, on a machine with hardware-reduced ACPI and
+ * without EFI (arch/x86/kernel/reboot.c).
  */
 export const RESET_CODE: Placed = {
   at: LOW.resetVector,
@@ -52,7 +52,9 @@ export class Power implements MmioDevice {
 /** The command of the 8042 that pulls the line which resets the processor. */
 const PULSE_RESET = 0xfen
 
-/** Port 0x64 without a keyboard: ready for a command at any time, and with one that does something. */
+/**
+ * Port 0x64 without a keyboard: ready for a command at any time, and with one that does something.
+ */
 export class KeyboardReset implements MmioDevice {
   readonly #reset: () => void
 

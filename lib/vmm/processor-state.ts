@@ -105,7 +105,9 @@ function segment(name: (typeof KVM_SREGS.segments)[number]): Uint8Array {
   })
 }
 
-/** The timer of the local APIC is driven by the TSC: no other timer has to be there to measure it. */
+/**
+ * The timer of the local APIC is driven by the TSC: no other timer has to be there to measure it.
+ */
 function cpuid(supported: Uint8Array, id: number, processors: number): Uint8Array {
   const { bytes, fields } = KVM_STRUCTS.kvm_cpuid_entry2
   const entries = Uint8Array.from(supported)

@@ -117,7 +117,9 @@ async function send(
   await driver.flush()
 }
 
-/** Of a process of its own that has one running port and 64 MiB of guest memory, less that memory. */
+/**
+ * Of a process of its own that has one running port and 64 MiB of guest memory, less that memory.
+ */
 export const memoryContestants: readonly Contestant[] = [
   { section: 'memory', name: 'node alone', run: () => resident('') },
   { section: 'memory', name: 'one port', run: () => resident(ONE_PORT) },

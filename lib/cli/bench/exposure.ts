@@ -1,4 +1,6 @@
-/** The bench's section of exposure: what a device can reach, by the way in which buffers are mapped. */
+/**
+ * The bench's section of exposure: what a device can reach, by the way in which buffers are mapped.
+ */
 import { KiB } from '../../address'
 import { IntelIommuDriver } from '../../guest/intel-iommu-driver'
 import { NetDriver } from '../../guest/net-driver'

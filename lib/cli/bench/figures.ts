@@ -1,5 +1,6 @@
 /**
- * What the bench makes of its samples: medians, ratios, targets, a table. Pure; it measures nothing.
+ * What the bench makes of its samples: medians, ratios, targets, a table. Pure; it measures
+ * nothing.
  *
  * A figure that was not measured is not there: a target without its rows is named in
  * `notMeasured`, with the reason where there is one.
@@ -39,7 +40,9 @@ export interface Report {
   readonly notMeasured: readonly Missing[]
 }
 
-/** Each section with the figure that its rows are compared by, and the row they are compared with. */
+/**
+ * Each section with the figure that its rows are compared by, and the row they are compared with.
+ */
 export const SECTIONS = {
   modes: { main: 'pps', against: 'off, exact', title: 'Mappings and policies, 64-byte frames out' },
   out: { main: 'pps', against: 'c', title: 'Frames out, by other means' },

@@ -8,6 +8,7 @@ import type { InspectOptions } from 'node:util'
 import { LAST_PAGE, iovaRange } from '../../address'
 import type { Access, AccessBits, Iova } from '../../address'
 import { InvalidState } from '../../errors'
+import { plain, shown, summary } from '../../inspect'
 import { PageTranslation, translateByPage } from '../../memory/address-space'
 import type {
   AddressSpace,
@@ -18,13 +19,12 @@ import type {
   SharedTranslation,
   Translation,
 } from '../../memory/address-space'
+import { requesterName } from '../iommu'
 import { faultReason } from './faults'
 import { SHARED, SHARED_WORDS } from './shared-address-space'
 import type { IntelRefusal, SharedIntelState } from './shared-address-space'
 import { INTERRUPT_FIRST_PAGE, INTERRUPT_LAST_PAGE, TABLE_MODE } from './translator'
 import type { Translator } from './translator'
-import { plain, shown, summary } from '../../inspect'
-import { requesterName } from '../iommu'
 
 /** No translation was handed out since everything was last invalidated; or some under several. */
 const NONE = -1
@@ -55,7 +55,9 @@ export class IntelAddressSpace implements AddressSpace {
   readonly #scratch = new PageTranslation()
   #domain = NONE
   #pasid = NONE
-  /** Some were given by a first stage, whose addresses a second-stage invalidation does not name. */
+  /**
+   * Some were given by a first stage, whose addresses a second-stage invalidation does not name.
+   */
   #firstStage = false
   #generation = 0
   /** How many hand out translations in other threads: under which domains is not known here. */

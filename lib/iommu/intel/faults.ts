@@ -1,7 +1,7 @@
 /**
  * Why VT-d refuses a request: one table, for the fault records, for `Fault.reason` and for
- * `explain`. Codes are those of VT-d 5.10, 7.1.3, table 30; codes from 0x100 are this library's own and are
- * never recorded.
+ * `explain`. Codes are those of VT-d 5.10, 7.1.3, table 30; codes from 0x100 are this library's own
+ * and are never recorded.
  */
 import { INTERRUPT_WINDOW } from '../../memory/address-space'
 import type { FaultReason } from '../../memory/address-space'

@@ -2,9 +2,10 @@
  * The walk of first-stage tables (VT-d 5.10, 3.6 and 9.7), alone or nested in a second stage (3.8).
  *
  * What is granted is kept by the device, which then reads and writes without asking: the accessed
- * bits, and the dirty bit of a page that is granted for writing, are set when it is granted, as
- * for a translation request, which counts as reading and writing (3.6.2, 4.2.3.1). A refused request sets nothing.
- * Not here: execute permission (ECAP.ERS is 0) and supervisor requests; all requests are the user's.
+ * bits, and the dirty bit of a page that is granted for writing, are set when it is granted, as for
+ * a translation request, which counts as reading and writing (3.6.2, 4.2.3.1). A refused request
+ * sets nothing. Not here: execute permission (ECAP.ERS is 0) and supervisor requests; all requests
+ * are the user's.
  */
 import { READ, WRITE } from '../../address'
 import type { AccessBits } from '../../address'

@@ -75,7 +75,9 @@ export class RegisterInvalidation {
     }
   }
 
-  /** @returns the granularity that was done, or 0 for a reserved one or too wide a mask (11.4.6.3) */
+  /**
+   * @returns the granularity that was done, or 0 for a reserved one or too wide a mask (11.4.6.3)
+   */
   #iotlb(command: bigint, granularity: number): number {
     const domain = IOTLB.field.DID.in(command)
     switch (granularity) {

@@ -35,7 +35,8 @@ describe('the command line of a guest in QEMU', () => {
 
 describe('the version of QEMU', () => {
   it('is the number in what it says, without what the distribution adds', () => {
-    const said = 'QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright (c) 2003'
+    const said =
+      'QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright (c) 2003'
     expect(qemuVersion(said)).toBe('7.2.22')
     expect(qemuVersion('QEMU emulator version 10.0.2\n')).toBe('10.0.2')
     expect(qemuVersion('something else')).toBe('unknown')
