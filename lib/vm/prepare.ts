@@ -14,20 +14,37 @@ import { VmError } from './vm-error'
 
 export type PrepareStage = 'fetching' | 'fetched' | 'kernel' | 'image'
 
-export interface Prepared {
+export interface Provided {
   readonly tools: Tools
   readonly kernel: Kernel
+}
+
+export interface Prepared extends Provided {
   /** Path of the first root file system. */
   readonly image: string
 }
+
+type OnStage = (stage: PrepareStage, detail: string) => void
 
 /** @throws VmError when something is missing and cannot be fetched */
 export async function prepare(
   cache: string,
   line: KernelLine,
   extraModules: readonly string[],
-  onStage: (stage: PrepareStage, detail: string) => void,
+  onStage: OnStage,
 ): Promise<Prepared> {
+  const { tools, kernel } = await provide(cache, line, onStage)
+  const image = await buildImage(cache, kernel, tools.busybox, extraModules)
+  onStage('image', image.built ? 'built' : 'cached')
+  return { tools, kernel, image: image.path }
+}
+
+/** The programs and the kernel alone. @throws VmError as `prepare` */
+export async function provide(
+  cache: string,
+  line: KernelLine,
+  onStage: OnStage = () => undefined,
+): Promise<Provided> {
   requireHost()
   const system = systemTools()
   const missing = [
@@ -38,9 +55,7 @@ export async function prepare(
   const tools = system ?? unpackedTools(join(cache, TOOLS_ENTRY))
   const kernel = readKernel(line, join(cache, kernelEntry(line)))
   onStage('kernel', kernel.release)
-  const image = await buildImage(cache, kernel, tools.busybox, extraModules)
-  onStage('image', image.built ? 'built' : 'cached')
-  return { tools, kernel, image: image.path }
+  return { tools, kernel }
 }
 
 function requireHost(): void {
@@ -57,7 +72,7 @@ async function fetchMissing(
   cache: string,
   line: KernelLine,
   missing: readonly string[],
-  onStage: (stage: PrepareStage, detail: string) => void,
+  onStage: OnStage,
 ): Promise<void> {
   if (findProgram('apt-get') === undefined || findProgram('dpkg') === undefined) {
     throw new VmError('ERR_VM_FETCH', `missing ${missing.join(' and ')}, and no apt to fetch it`)

@@ -7,7 +7,7 @@ import { defaultCacheDirectory } from '../vm/cache'
 import type { CpioEntry } from '../vm/cpio'
 import type { KernelLine } from '../vm/kernel'
 import { modulesInOrder, xzWith } from '../vm/modules'
-import { prepare } from '../vm/prepare'
+import { provide } from '../vm/prepare'
 import type { Tools } from '../vm/tools'
 import { guestArchive } from './guest-shell'
 import type { LinuxImage } from './linux'
@@ -51,7 +51,7 @@ export async function debianGuest(
   mode: GuestMode,
   { modules: wanted = MODULES, append = [], files = [] }: DebianGuestOptions = {},
 ): Promise<DebianGuest> {
-  const { kernel, tools } = await prepare(defaultCacheDirectory(), line, [], () => undefined)
+  const { kernel, tools } = await provide(defaultCacheDirectory(), line)
   const modules = await modulesInOrder(kernel.modules, wanted, xzWith(tools.busybox))
   const initrd = guestArchive({ busybox: readFileSync(tools.busybox), modules, extra: files })
   return {
