@@ -14,8 +14,8 @@ import type { Measured } from './bench/contestant'
 import { page, table } from './bench/report'
 import { benchAlone, benchWithVhost } from './bench/run'
 import type { BenchPlan } from './bench/run'
+import type { WHERES } from './choices'
 import { hostCan } from './demo-command'
-import type { WHERES } from './demo-command'
 import { printProgress } from './progress'
 
 export interface BenchOptions {

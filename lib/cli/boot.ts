@@ -7,7 +7,7 @@ import { Tap } from '../vhost/tap'
 import type { LinuxImage } from '../vmm/linux'
 import { Machine } from '../vmm/machine'
 import type { Ending, MachineOptions, MachineStats } from '../vmm/machine'
-import { LOOK_AHEADS } from './l2fwd-command'
+import type { LOOK_AHEADS } from './choices'
 
 export interface BootOptions {
   readonly kernel: string

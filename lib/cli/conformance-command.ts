@@ -10,13 +10,11 @@ import { KernelDevice, kernelName } from '../testing/conformance/kernel-device'
 import { FakeVhostNet } from '../testing/fake-vhost-net'
 import type { KernelLine } from '../vm/kernel'
 import { runInVm } from '../vm/run-in-vm'
+import type { KERNELS, WHERES } from './choices'
 import { report, sound } from './conformance-report'
 import type { Examined } from './conformance-report'
 import { hostCan } from './demo-command'
-import type { WHERES } from './demo-command'
 import { printProgress } from './progress'
-
-export const KERNELS = ['6.12', '6.1', 'both'] as const
 
 export interface ConformanceOptions {
   readonly where: (typeof WHERES)[number]

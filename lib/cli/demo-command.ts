@@ -3,13 +3,11 @@ import { accessSync, constants } from 'node:fs'
 import { join } from 'node:path'
 import { runInVm } from '../vm/run-in-vm'
 import type { KernelLine } from '../vm/kernel'
+import type { WHERES } from './choices'
 import { demonstrate } from './demo'
 import type { DemoResult } from './demo'
 import { progressLine } from './progress'
 import { beginRecording, recordFlag } from './record'
-
-export const WHERES = ['auto', 'host', 'vm'] as const
-export const MAPPINGS = ['off', 'passthrough', 'static', 'lazy', 'strict'] as const
 
 export interface DemoOptions {
   readonly where: (typeof WHERES)[number]

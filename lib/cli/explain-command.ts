@@ -5,7 +5,6 @@
  * unit could do is told by its CAP and ECAP, which Linux prints when it boots; the walk is that of
  * the emulated unit itself.
  */
-import { InvalidArgumentError } from 'commander'
 import { accessBits, iova as asIova } from '../address'
 import type { Access } from '../address'
 import { CAP, ECAP, capabilities } from '../iommu/intel/capabilities'
@@ -29,8 +28,6 @@ export interface ExplainOptions {
   readonly ats: boolean
   readonly json: boolean
 }
-
-export const ACCESSES: readonly Access[] = ['none', 'read', 'write', 'readwrite']
 
 /** Exit status: translated, or refused; 1 is the command's own failure. */
 const TRANSLATED = 0
@@ -110,25 +107,6 @@ function plain({ what, at, value, means }: WalkStep): Record<string, string> {
     ...(value === undefined ? {} : { value: hex(value) }),
     means,
   }
-}
-
-/** `FILE` or `FILE@GPA`, collected. */
-export function dumpPart(value: string, before: readonly DumpPart[] = []): readonly DumpPart[] {
-  const mark = value.lastIndexOf('@')
-  const told = mark > 0 && /^(0x)?[0-9a-f]+$/i.test(value.slice(mark + 1))
-  const part = told
-    ? { path: value.slice(0, mark), at: Number(address(value.slice(mark + 1))) }
-    : { path: value, at: 0 }
-  return [...before, part]
-}
-
-/** An address or register: hexadecimal with or without 0x, as Linux and QEMU print them. */
-export function address(value: string): bigint {
-  const digits = value.replace(/^0x/i, '')
-  if (!/^[0-9a-f]{1,16}$/i.test(digits)) {
-    throw new InvalidArgumentError('a hexadecimal number of up to 64 bits is needed')
-  }
-  return BigInt(`0x${digits}`)
 }
 
 function hex(value: bigint): string {

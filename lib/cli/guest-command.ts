@@ -5,18 +5,12 @@ import { defaultCacheDirectory } from '../vm/cache'
 import { runInVm } from '../vm/run-in-vm'
 import type { KernelLine } from '../vm/kernel'
 import { testpmd } from '../vm/testpmd'
-import { GUEST_MODES } from '../vmm/debian-guest'
 import type { GuestMode } from '../vmm/debian-guest'
+import type { GUEST_PAGES, LOOK_AHEADS, PEERS, WHERES } from './choices'
 import { hostCan } from './demo-command'
-import type { WHERES } from './demo-command'
 import { dpdkExperiment } from './guest/dpdk'
-import type { GuestPages } from './guest/dpdk'
 import { guestExperiment } from './guest/experiment'
-import type { PEERS } from './guest/experiment'
-import type { LOOK_AHEADS } from './l2fwd-command'
 import { printProgress } from './progress'
-
-export const MODES = Object.keys(GUEST_MODES) as readonly GuestMode[]
 
 export interface GuestOptions {
   readonly where: (typeof WHERES)[number]
@@ -26,7 +20,7 @@ export interface GuestOptions {
   readonly ats: boolean
   readonly kernel: KernelLine
   /** DPDK in the guest, with memory of such pages, instead of the kernel's own driver. */
-  readonly dpdk?: GuestPages
+  readonly dpdk?: (typeof GUEST_PAGES)[number]
   /** What then runs the same guest, for comparison. */
   readonly beside?: (typeof PEERS)[number]
   readonly json: boolean

@@ -1,12 +1,9 @@
 /** The commands about guests, as the command line shows them: `boot`, `guest`. */
 import { Option } from 'commander'
 import type { Command } from 'commander'
-import { boot } from './boot'
 import type { BootOptions } from './boot'
-import { MODES, guest } from './guest-command'
+import { GUEST_MODES, GUEST_PAGES, PEERS } from './choices'
 import type { GuestOptions } from './guest-command'
-import { GUEST_PAGES } from './guest/dpdk'
-import { PEERS } from './guest/experiment'
 import { positive } from './numbers'
 import { kernel, lookAhead, where } from './options'
 
@@ -32,6 +29,7 @@ export function addGuestCommands(program: Command): void {
         " --append 'console=ttyS0 intel_iommu=on iommu.strict=1' --tap tap0",
     )
     .action(async (options: BootOptions) => {
+      const { boot } = await import('./boot.js')
       process.exitCode = await boot(options)
     })
 
@@ -42,7 +40,9 @@ export function addGuestCommands(program: Command): void {
     )
     .addOption(where())
     .addOption(
-      new Option('--mode <mode>', 'how the guest uses its IOMMU').choices(MODES).default('strict'),
+      new Option('--mode <mode>', 'how the guest uses its IOMMU')
+        .choices(GUEST_MODES)
+        .default('strict'),
     )
     .addOption(
       new Option(
@@ -67,6 +67,7 @@ export function addGuestCommands(program: Command): void {
         '\n  vhost-iotlb guest --dpdk 1G --packets 500000 --json | jq .steady',
     )
     .action(async (options: GuestOptions) => {
+      const { guest } = await import('./guest-command.js')
       process.exitCode = await guest(options)
     })
 }

@@ -3,8 +3,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { join } from 'node:path'
 import type { KernelLine } from '../vm/kernel'
 import { runInVm } from '../vm/run-in-vm'
+import type { WHERES } from './choices'
 import { hostCan } from './demo-command'
-import type { WHERES } from './demo-command'
 import { Forwarder, difference, hitRate } from './l2fwd'
 import type { Figures, PortOptions } from './l2fwd'
 import { Monitor } from '../monitor/monitor'
@@ -12,11 +12,8 @@ import { Pktgen } from './pktgen'
 import { printProgress } from './progress'
 import { beginRecording, recordFlag } from './record'
 import { show } from './top'
-import { serveWhat } from './top-command'
-import type { WatchOptions } from './top-command'
-
-export const PAGE_SIZES = ['4K', '2M', '1G'] as const
-export const LOOK_AHEADS = ['off', 'on-miss', 'on-kick'] as const
+import { serveWhat } from './serve-what'
+import type { WatchOptions } from './serve-what'
 
 export interface L2fwdOptions extends PortOptions, WatchOptions {
   readonly where: (typeof WHERES)[number]

@@ -1,26 +1,23 @@
 #!/usr/bin/env node
-/** The command line: options in, exit status out. Each command's work is in its own file. */
+/**
+ * The command line: options in, exit status out. Each command's work is in its own file, which is
+ * loaded when it runs: all of them together would be most of the time of a short one.
+ */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Command, Option } from 'commander'
-import { demo } from './demo-command'
+import { ACCESSES, KERNELS, PAGE_SIZES } from './choices'
 import type { DemoOptions } from './demo-command'
-import { PAGE_SIZES, l2fwd } from './l2fwd-command'
 import type { L2fwdOptions } from './l2fwd-command'
-import { bench } from './bench-command'
 import type { BenchOptions } from './bench-command'
-import { ACCESSES, address, dumpPart, explain } from './explain-command'
 import type { ExplainOptions } from './explain-command'
-import { KERNELS, conformance } from './conformance-command'
 import type { ConformanceOptions } from './conformance-command'
 import { addCompletionCommands } from './completion'
-import { examine, report, usable } from './doctor'
 import { addTraceCommands, record } from './trace-command'
 import { addTopCommand, watchable } from './top-command'
 import { addGuestCommands } from './guest-commands'
-import { vm } from './vm'
 import type { VmCommandOptions } from './vm'
-import { positive, wholeNumber } from './numbers'
+import { address, dumpPart, positive, wholeNumber } from './numbers'
 import { kernel, lookAhead, mapping, where } from './options'
 
 const { version } = JSON.parse(readFileSync(join(__dirname, '../../package.json'), 'utf8')) as {
@@ -48,6 +45,7 @@ program
       '\n  vhost-iotlb demo --json | jq .hitRate',
   )
   .action(async (options: DemoOptions) => {
+    const { demo } = await import('./demo-command.js')
     process.exitCode = await demo(options)
   })
 
@@ -80,6 +78,7 @@ watchable(program.command('l2fwd'))
       '\n  vhost-iotlb l2fwd --stats --metrics 0.0.0.0:9464',
   )
   .action(async (options: L2fwdOptions) => {
+    const { l2fwd } = await import('./l2fwd-command.js')
     process.exitCode = await l2fwd(options)
   })
 
@@ -101,6 +100,7 @@ program
     '\nExamples:\n  vhost-iotlb bench --quick\n  vhost-iotlb bench --json | jq .targets',
   )
   .action(async (options: BenchOptions) => {
+    const { bench } = await import('./bench-command.js')
     process.exitCode = await bench(options)
   })
 
@@ -128,6 +128,7 @@ program
       '\n  vhost-iotlb conformance --fuzz 1000 --seed 7',
   )
   .action(async (options: ConformanceOptions) => {
+    const { conformance } = await import('./conformance-command.js')
     process.exitCode = await conformance(options)
   })
 
@@ -136,7 +137,8 @@ program
   .description('what this host has and lacks; exit status 0 if vhost-net is usable')
   .option('--json', 'print the findings as an array', false)
   .addHelpText('after', '\nExample:\n  vhost-iotlb doctor && echo usable')
-  .action((options: { readonly json: boolean }) => {
+  .action(async (options: { readonly json: boolean }) => {
+    const { examine, report, usable } = await import('./doctor.js')
     const findings = examine()
     console.log(options.json ? JSON.stringify(findings, null, 2) : report(findings))
     process.exitCode = usable(findings) ? 0 : 1
@@ -173,7 +175,8 @@ program
       '\n  vhost-iotlb explain --memory low.bin --memory high.bin@0x100000000 --root 1402400 \\' +
       '\n    --cap d2008c222f0686 --ecap f00f5e --access write --json 01:00.0 fffe0000',
   )
-  .action((requester: string, at: bigint, options: ExplainOptions) => {
+  .action(async (requester: string, at: bigint, options: ExplainOptions) => {
+    const { explain } = await import('./explain-command.js')
     process.exitCode = explain(requester, at, options)
   })
 
@@ -196,6 +199,7 @@ program
       '\n  vhost-iotlb vm -- node script.js',
   )
   .action(async (command: readonly string[], options: VmCommandOptions) => {
+    const { vm } = await import('./vm.js')
     process.exitCode = await vm(command, options)
   })
 

@@ -1,8 +1,7 @@
 /** Options that several commands have, so that they read and mean the same in each. */
 import { Option } from 'commander'
 import { KERNEL_LINES } from '../vm/kernel'
-import { MAPPINGS, WHERES } from './demo-command'
-import { LOOK_AHEADS } from './l2fwd-command'
+import { LOOK_AHEADS, MAPPINGS, WHERES } from './choices'
 
 export function where(): Option {
   return new Option('--where <place>', 'on this host, or in a nested VM')

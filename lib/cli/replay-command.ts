@@ -1,7 +1,5 @@
 /** The command `replay`: runs a trace's handlers again, shows a moment of it, or other policies. */
 import type { LookAheadMode } from '../iotlb/look-ahead'
-import { exact, merged } from '../iotlb/reply-policy'
-import type { ReplyPolicy } from '../iotlb/reply-policy'
 import { readTrace } from '../trace/codec'
 import type { Trace } from '../trace/codec'
 import type { TraceEvent } from '../trace/event'
@@ -10,6 +8,7 @@ import type { ReplayResult } from '../trace/replayer'
 import type { DeviceSnapshot } from '../trace/replay-state'
 import { simulate } from '../trace/simulator'
 import type { SimulatedPolicy, SimulationResult } from '../trace/simulator'
+import { replyPolicy } from './named-policy'
 
 export interface ReplayOptions {
   readonly stop?: number
@@ -36,14 +35,6 @@ export function replayCommand(path: string, options: ReplayOptions): number {
   if (options.json) console.log(JSON.stringify({ ...trace.header, ...result }, plain))
   else for (const line of described(trace, result, options.all)) console.log(line)
   return result.divergence === undefined ? 0 : 1
-}
-
-/** `exact`, or `merged:` and the largest reply in bytes. @throws RangeError for another name */
-export function replyPolicy(name: string): ReplyPolicy {
-  if (name === 'exact') return exact
-  const bytes = /^merged:(\d+)$/.exec(name)?.at(1)
-  if (bytes === undefined) throw new RangeError(`a policy is exact or merged:BYTES, not ${name}`)
-  return merged(Number(bytes))
 }
 
 interface Row extends SimulationResult {

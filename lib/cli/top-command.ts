@@ -1,21 +1,8 @@
 /** The command `top` and the options of commands that can be watched. */
 import { InvalidArgumentError } from 'commander'
 import type { Command } from 'commander'
-import type { Watched } from '../monitor/monitor'
-import { serveMetrics, serveStats } from '../monitor/serve'
-import type { Served } from '../monitor/serve'
 import { positive } from './numbers'
-import { top } from './top'
 import type { TopOptions } from './top'
-
-export interface WatchOptions {
-  /** Shows a screen in place of lines. */
-  readonly top?: boolean
-  /** Serves `vhost-iotlb top`; a path, or true for the usual one. */
-  readonly stats?: string | true
-  /** Serves Prometheus; `host:port`, or true for the usual ones. */
-  readonly metrics?: string | true
-}
 
 export function addTopCommand(program: Command): void {
   program
@@ -33,6 +20,7 @@ export function addTopCommand(program: Command): void {
         '\n  vhost-iotlb top --count 1 --json | jq .rates',
     )
     .action(async (from: string | undefined, options: TopOptions) => {
+      const { top } = await import('./top.js')
       process.exitCode = await top(from, options)
     })
 }
@@ -43,39 +31,6 @@ export function watchable(command: Command): Command {
     .option('--top', 'show a screen of rates, latencies and mappings', false)
     .option('--stats [socket]', 'serve counters to `vhost-iotlb top`')
     .option('--metrics [address]', 'serve Prometheus, at [host:]port (127.0.0.1:9464)')
-}
-
-/** Begins to serve what was asked for; disposing ends it. */
-export async function serveWhat(
-  devices: readonly Watched[],
-  { stats, metrics }: WatchOptions,
-): Promise<AsyncDisposable & { readonly addresses: readonly string[] }> {
-  const open: Served[] = []
-  const close = async (): Promise<void> => {
-    for (const served of open) await served.close()
-  }
-  try {
-    if (stats !== undefined) {
-      open.push(await serveStats(devices, stats === true ? {} : { path: stats }))
-    }
-    if (metrics !== undefined) {
-      open.push(await serveMetrics(devices, metrics === true ? {} : hostAndPort(metrics)))
-    }
-  } catch (error) {
-    await close()
-    throw error
-  }
-  const addresses = open.map(({ address }) => `serving ${address}`)
-  return { addresses, [Symbol.asyncDispose]: close }
-}
-
-/** @throws RangeError for what is no `host:port`, `:port` or `port` */
-export function hostAndPort(text: string): { readonly host?: string; readonly port: number } {
-  const found = /^(?:(.*):)?(\d+)$/.exec(text)
-  const port = Number(found?.[2])
-  if (found === null || port > 65535) throw new RangeError(`an address is [host:]port: ${text}`)
-  const host = found.at(1)?.replace(/^\[(.*)\]$/, '$1') ?? ''
-  return host === '' ? { port } : { host, port }
 }
 
 function seconds(value: string): number {

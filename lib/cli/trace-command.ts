@@ -3,14 +3,12 @@ import { closeSync, openSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
-import { demo } from './demo-command'
+import { LOOK_AHEADS } from './choices'
 import type { DemoOptions } from './demo-command'
+import { replyPolicy } from './named-policy'
 import { wholeNumber } from './numbers'
 import { kernel, mapping, where } from './options'
-import { replayCommand, replyPolicy } from './replay-command'
 import type { ReplayOptions } from './replay-command'
-import { readTrace } from '../trace/codec'
-import { exportPcapng } from '../trace/pcapng'
 
 const DISSECTOR = join(__dirname, '../../wireshark/vhost-iotlb.lua')
 
@@ -36,6 +34,7 @@ export function addTraceCommands(program: Command): void {
         '\n  vhost-iotlb l2fwd --mapping strict --duration 5 --record run.trace',
     )
     .action(async (file: string, options: DemoOptions) => {
+      const { demo } = await import('./demo-command.js')
       process.exitCode = await demo({ ...options, record: file })
     })
 
@@ -45,13 +44,7 @@ export function addTraceCommands(program: Command): void {
     .argument('<file>', 'a trace')
     .option('--stop <events>', 'show what is known after so many events', wholeNumber)
     .option('--policy <policy...>', 'simulate replies: exact, merged:BYTES', policy)
-    .addOption(
-      new Option('--look-ahead <when...>', 'simulate looking ahead').choices([
-        'off',
-        'on-miss',
-        'on-kick',
-      ]),
-    )
+    .addOption(new Option('--look-ahead <when...>', 'simulate looking ahead').choices(LOOK_AHEADS))
     .option('--entries <n...>', 'simulate a device of so many entries', several)
     .option('--all', 'whole lists instead of their beginnings', false)
     .option('--json', 'print one object', false)
@@ -63,7 +56,8 @@ export function addTraceCommands(program: Command): void {
         '\n  vhost-iotlb replay run.trace --policy exact merged:131072 --look-ahead off on-miss on-kick' +
         '\n  vhost-iotlb replay run.trace --entries 16 64 2048 --json',
     )
-    .action((file: string, options: ReplayOptions) => {
+    .action(async (file: string, options: ReplayOptions) => {
+      const { replayCommand } = await import('./replay-command.js')
       process.exitCode = replayCommand(file, options)
     })
 
@@ -79,13 +73,15 @@ export function addTraceCommands(program: Command): void {
         '\n\nExamples:\n  vhost-iotlb pcapng run.trace run.pcapng' +
         `\n  tshark -X lua_script:${DISSECTOR} -r run.pcapng`,
     )
-    .action((file: string, capture: string, { json }: { readonly json: boolean }) => {
-      process.exitCode = pcapng(file, capture, json)
+    .action(async (file: string, capture: string, { json }: { readonly json: boolean }) => {
+      process.exitCode = await pcapng(file, capture, json)
     })
 }
 
 /** @returns the exit status */
-function pcapng(from: string, to: string, json: boolean): number {
+async function pcapng(from: string, to: string, json: boolean): Promise<number> {
+  const { readTrace } = await import('../trace/codec.js')
+  const { exportPcapng } = await import('../trace/pcapng.js')
   const trace = readTrace(from)
   const file = openSync(to, 'w')
   try {

@@ -4,9 +4,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest'
 import { GiB } from '../../lib/address'
-import { address, dumpPart, explain } from '../../lib/cli/explain-command'
+import { explain } from '../../lib/cli/explain-command'
 import type { ExplainOptions } from '../../lib/cli/explain-command'
 import { MemoryDump } from '../../lib/cli/memory-dump'
+import { address, dumpPart } from '../../lib/cli/numbers'
 
 const PAGES = 16
 

@@ -17,11 +17,10 @@ import { GuestShell } from '../../vmm/guest-shell'
 import { Machine } from '../../vmm/machine'
 import type { MachineOptions } from '../../vmm/machine'
 import type { VhostNetStats } from '../../vhost/net'
+import type { GUEST_PAGES } from '../choices'
 import { Pktgen } from '../pktgen'
 import { quietTap, seconds, statistic } from './traffic'
 
-/** What DPDK's memory consists of in the guest. */
-export const GUEST_PAGES = ['1G', '2M', '4K'] as const
 export type GuestPages = (typeof GUEST_PAGES)[number]
 
 export interface DpdkExperiment extends Pick<MachineOptions, 'lookAhead' | 'ats'> {

@@ -13,12 +13,10 @@ import type { DebianGuest, GuestMode } from '../../vmm/debian-guest'
 import { GuestShell } from '../../vmm/guest-shell'
 import { Machine } from '../../vmm/machine'
 import type { MachineOptions } from '../../vmm/machine'
+import type { PEERS } from '../choices'
 import { Qemu } from './qemu'
 import { PINGS, connect, exchange, quietTap, rateText, seconds } from './traffic'
 import type { Plan, Rate, Way } from './traffic'
-
-/** What runs the same guest for comparison. */
-export const PEERS = ['qemu'] as const
 
 export interface GuestExperiment extends Pick<MachineOptions, 'lookAhead' | 'ats'> {
   readonly line: KernelLine
