@@ -18,6 +18,7 @@
               "native/oldest_libc.cc",
               "native/poller.cc",
               "native/process_lock.cc",
+              "native/spin.cc",
               "native/vcpu.cc"
             ],
             "include_dirs": [

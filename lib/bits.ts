@@ -147,6 +147,7 @@ export class RegisterFile<Name extends string> {
   readonly #write1clear: Uint8Array
   readonly #readable: Uint8Array
   readonly #words: Uint32Array
+  readonly #clearable: { readonly word: number; readonly mask: number }[] = []
   readonly #registers: readonly Register<Name>[]
   readonly #byName = new Map<string, Register<Name>>()
   /** What an access of some size touches, by `offset * 16 + size`: filled as accesses come. */
@@ -158,8 +159,8 @@ export class RegisterFile<Name extends string> {
     const buffer = new ArrayBuffer(Math.ceil(bytes / 4) * 4)
     this.#value = new Uint8Array(buffer)
     this.#words = new Uint32Array(buffer)
-    this.#writable = new Uint8Array(bytes)
-    this.#write1clear = new Uint8Array(bytes)
+    this.#writable = new Uint8Array(buffer.byteLength)
+    this.#write1clear = new Uint8Array(buffer.byteLength)
     this.#readable = new Uint8Array(bytes)
     let end = 0
     for (const register of this.#registers) {
@@ -170,6 +171,9 @@ export class RegisterFile<Name extends string> {
       store(this.#writable, register, register.writable ?? 0n)
       store(this.#write1clear, register, register.write1clear ?? 0n)
       store(this.#readable, register, ~(register.writeOnly ?? 0n))
+    }
+    for (const [word, mask] of new Uint32Array(this.#write1clear.buffer).entries()) {
+      if (mask !== 0) this.#clearable.push({ word, mask })
     }
     this.reset()
   }
@@ -198,6 +202,24 @@ export class RegisterFile<Name extends string> {
   writeWord(offset: number, value: number): readonly Register<Name>[] {
     this.#writeUpTo4(offset, value, 4)
     return this.#touches(offset, 4)
+  }
+
+  /** As `read` of 4 bytes at a multiple of 4, in numbers. */
+  readWord(offset: number): number {
+    return this.#readUpTo4(offset, 4)
+  }
+
+  /** Offsets of the 32-bit words in which software can change something. */
+  writableWords(): readonly number[] {
+    const masks = [this.#writable, this.#write1clear].map((mask) => new Uint32Array(mask.buffer))
+    const words = Array.from(this.#words.keys())
+    return words.filter((word) => masks.some((mask) => mask[word] !== 0)).map((word) => word * 4)
+  }
+
+  /** Whether a bit is set that software clears by writing a one. */
+  get pending(): boolean {
+    for (const { word, mask } of this.#clearable) if ((this.#words[word] & mask) !== 0) return true
+    return false
   }
 
   /** The device's own view of a whole register. */

@@ -73,3 +73,8 @@ export function succeeded(result: number, syscall: string, detail?: SystemErrorD
   if (result < 0) throw new SystemError(result, syscall, detail)
   return result
 }
+
+/** What to say of anything that was thrown. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error)
+}

@@ -3,7 +3,7 @@
  *
  * Calls answer `-errno` where the host refuses, and throw a TypeError or RangeError where an
  * argument is wrong. Descriptors and mappings are objects: nobody can close another's number.
- * Only `memory/guest-memory`, `memory/region`, `vhost/*`, `raw` and `vmm/kvm` import this.
+ * Only `memory/guest-memory`, `memory/region`, `vhost/*`, `raw`, `vmm/kvm` and `vmm/register-page` import this.
  */
 import { existsSync } from 'node:fs'
 import { join, resolve } from 'node:path'
@@ -50,8 +50,14 @@ export interface Poller {
 export interface VcpuThread {
   /** `struct kvm_run` (linux/kvm.h) and the pages after it; detached by `close()`. */
   readonly run: ArrayBuffer
-  /** Enters the guest; a no-op while it is there. Each time, the listener is called once. */
-  resume(): void
+  /**
+   * Enters the guest; a no-op while it is there. Each time, the listener is called once.
+   *
+   * `onLoop`: it runs on the thread of the event loop, whenever that has nothing else to do, and the
+   * thread of the processor watches the loop. An exit then wakes nobody; -EINTR is not told. It may
+   * be another each time; KVM takes some milliseconds for the change.
+   */
+  resume(onLoop?: boolean): void
   /** Makes the `KVM_RUN` that is under way end with -EINTR; a no-op where there is none. */
   interrupt(): void
   /** The guest has left and the thread has ended when it returns. */
@@ -179,16 +185,24 @@ export interface Native {
    * Maps `byteLength` bytes of a vCPU's descriptor (KVM_GET_VCPU_MMAP_SIZE) and makes a thread for
    * it. The listener gets what `KVM_RUN` answered, 0 or -errno, in a turn of the event loop; the
    * processor stands still until `resume()`.
-   *
-   * `onLoop`: the guest runs on the thread of the event loop, whenever that has nothing else to do,
-   * and the thread watches the loop. An exit then wakes nobody; -EINTR is not told.
    */
   vcpu(
     descriptor: Descriptor,
     byteLength: number,
     listener: (result: number) => void,
-    onLoop?: boolean,
   ): VcpuThread | number
+  /**
+   * Looks at the aligned 32-bit word at `byteOffset` until it is not `value` any more, which somebody
+   * else sees to: another thread, the kernel, a guest. Offers the processor to others in between.
+   * @param microseconds 0 to 1000; the word is looked at once at least
+   * @returns whether it is another
+   */
+  awaitChange(
+    view: ArrayBufferView,
+    byteOffset: number,
+    value: number,
+    microseconds: number,
+  ): boolean
   /** setns(2): moves the calling thread only, to the namespace that the descriptor names. */
   setns(descriptor: Descriptor, type: number): number
 }

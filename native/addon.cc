@@ -7,6 +7,7 @@
 #include "mapping.h"
 #include "messages.h"
 #include "poller.h"
+#include "spin.h"
 #include "vcpu.h"
 
 namespace vhost_iotlb {
@@ -43,6 +44,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   Export<MappingView::MapMemory>(exports, "mapMemory");
   Export<MappingView::OpenMapping>(exports, "openMapping");
   Export<Poller::Poll>(exports, "poll");
+  Export<AwaitChange>(exports, "awaitChange");
   Export<Vcpu::Create>(exports, "vcpu");
   return exports;
 }

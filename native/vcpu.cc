@@ -53,9 +53,8 @@ RunArea::~RunArea() {
 }
 
 VcpuThread::VcpuThread(Napi::Env env, std::shared_ptr<DescriptorState> descriptor,
-                       std::shared_ptr<RunArea> area, Napi::Function listener, bool on_loop)
-    : on_loop_(on_loop),
-      env_(env),
+                       std::shared_ptr<RunArea> area, Napi::Function listener)
+    : env_(env),
       environment_(Environment::Of(env)),
       descriptor_(std::move(descriptor)),
       area_(std::move(area)),
@@ -70,8 +69,7 @@ VcpuThread::~VcpuThread() {
 }
 
 VcpuThread* VcpuThread::Start(Napi::Env env, std::shared_ptr<DescriptorState> descriptor,
-                              size_t length, Napi::Function listener, bool on_loop,
-                              int* error) {
+                              size_t length, Napi::Function listener, int* error) {
   uv_loop_t* loop = nullptr;
   *error = -EBADF;
   if (descriptor->fd() < 0) return nullptr;
@@ -81,8 +79,8 @@ VcpuThread* VcpuThread::Start(Napi::Env env, std::shared_ptr<DescriptorState> de
   *error = -errno;
   if (data == MAP_FAILED) return nullptr;
 
-  auto* self = new VcpuThread(env, std::move(descriptor), std::shared_ptr<RunArea>(new RunArea(data, length)),
-                              listener, on_loop);
+  auto* self = new VcpuThread(env, std::move(descriptor),
+                              std::shared_ptr<RunArea>(new RunArea(data, length)), listener);
   self->loop_ = loop;
   self->async_.data = self;
   self->idle_.data = self;
@@ -94,15 +92,11 @@ VcpuThread* VcpuThread::Start(Napi::Env env, std::shared_ptr<DescriptorState> de
     delete self;
     return nullptr;
   }
-  self->open_handles_ = 1;
-  if (on_loop) {
-    uv_idle_init(loop, &self->idle_);
-    self->open_handles_++;
-  }
+  uv_idle_init(loop, &self->idle_);
+  self->open_handles_ = 2;
   self->environment_->open_vcpus.insert(self);
   self->descriptor_->vcpus.insert(self);
-  // On the loop it is this one.
-  self->thread_id_ = static_cast<int>(syscall(SYS_gettid));
+  self->loop_thread_id_ = static_cast<int>(syscall(SYS_gettid));
   *error = uv_thread_create(&self->thread_, Main, self);
   if (*error == 0) {
     self->has_thread_ = true;
@@ -120,13 +114,9 @@ void VcpuThread::Main(void* data) {
   sigfillset(&others);
   sigdelset(&others, KickSignal());
   sigprocmask(SIG_SETMASK, &others, nullptr);
-  if (!self->on_loop_) self->thread_id_ = static_cast<int>(syscall(SYS_gettid));
+  self->thread_id_ = static_cast<int>(syscall(SYS_gettid));
   uv_sem_post(&self->started_);
-  if (self->on_loop_) {
-    self->Watch();
-  } else {
-    self->Run();
-  }
+  self->Attend();
 }
 
 int VcpuThread::RunOnce() {
@@ -134,56 +124,73 @@ int VcpuThread::RunOnce() {
   return result < 0 ? -errno : 0;
 }
 
-void VcpuThread::Run() {
+// Between the last look at what is asked and the wait there may be a new entry, by one who did not see
+// that nobody waits: it is found by its number.
+void VcpuThread::Attend() {
   for (;;) {
     uv_sem_wait(&resume_);
-    if (ending_.load()) return;
-    result_.store(RunOnce());
-    exits_.fetch_add(1);
-    if (ending_.load()) return;
-    uv_async_send(&async_);
+    uint32_t entry = 0;
+    do {
+      if (ending_.load()) return;
+      entry = entries_.load();
+      Task task = kRun;
+      if (task_.compare_exchange_strong(task, kNone)) {
+        Run();
+      } else if (task == kWatch) {
+        entry = Watch(entry);
+      }
+      waits_.store(true);
+    } while (entries_.load() != entry && waits_.exchange(false));
   }
+}
+
+void VcpuThread::Run() {
+  result_.store(RunOnce());
+  exits_.fetch_add(1);
+  if (!ending_.load()) uv_async_send(&async_);
 }
 
 // One signal for each entry at most: they queue up, and a processor that is sent them faster than it
 // takes them never leaves the last one's handler.
-void VcpuThread::Watch() {
+uint32_t VcpuThread::Watch(uint32_t entry) {
   pollfd loop = {uv_backend_fd(loop_), POLLIN, 0};
-  for (;;) {
-    uv_sem_wait(&resume_);
-    while (!ending_.load()) {
-      int ready = poll(&loop, 1, kTickMilliseconds);
-      if (ending_.load()) return;
-      if (ready <= 0 && Milliseconds() < deadline_.load()) continue;
-      const uint32_t entry = entries_.load();
-      if (running_.load()) Signal();
-      watcher_waits_.store(true);
-      // It may have been entered again in between, by one who did not see that nobody watches.
-      if (entries_.load() == entry || !watcher_waits_.exchange(false)) break;
-    }
-    if (ending_.load()) return;
+  while (!ending_.load() && task_.load() == kWatch) {
+    int ready = poll(&loop, 1, kTickMilliseconds);
+    if (ready <= 0 && Milliseconds() < deadline_.load()) continue;
+    entry = entries_.load();
+    if (task_.load() != kWatch) return entry - 1;
+    if (running_.load()) Signal(loop_thread_id_);
+    return entry;
   }
+  return entry - 1;
 }
 
-void VcpuThread::Resume() {
+void VcpuThread::Ask(Task task) {
+  task_.store(task);
+  entries_.fetch_add(1);
+  if (waits_.exchange(false)) uv_sem_post(&resume_);
+}
+
+void VcpuThread::Resume(bool on_loop) {
   if (!open_ || in_guest_) return;
   in_guest_ = true;
-  if (on_loop_) {
+  on_loop_ = on_loop;
+  if (on_loop) {
     uv_idle_start(&idle_, OnTurn);
   } else {
-    uv_sem_post(&resume_);
+    Ask(kRun);
   }
 }
 
 void VcpuThread::Interrupt() {
-  if (open_ && in_guest_) Signal();
+  if (open_ && in_guest_) Signal(on_loop_ ? loop_thread_id_ : thread_id_);
 }
 
 // A signal that comes before KVM_RUN is lost, but the flag makes the next one return at once.
-void VcpuThread::Signal() {
+void VcpuThread::Signal(int thread_id) {
   auto* run = reinterpret_cast<kvm_run*>(area_->data());
   __atomic_store_n(&run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-  syscall(SYS_tgkill, getpid(), thread_id_, KickSignal());
+  syscall(SYS_tgkill, getpid(), thread_id, KickSignal());
 }
 
 // One call an exit: the loop may be told once for several wake-ups, and once more for none.
@@ -213,8 +220,7 @@ bool VcpuThread::LoopHasWork() {
 void VcpuThread::EnterGuest() {
   // In this order: who sees the new entry also sees that it is running, and signals it.
   running_.store(true);
-  entries_.fetch_add(1);
-  if (watcher_waits_.exchange(false)) uv_sem_post(&resume_);
+  Ask(kWatch);
   int result = RunOnce();
   running_.store(false);
   auto* run = reinterpret_cast<kvm_run*>(area_->data());
@@ -258,7 +264,7 @@ void VcpuThread::Close() {
   open_ = false;
   if (has_thread_) {
     ending_.store(true);
-    if (!on_loop_) Signal();
+    Signal(thread_id_);
     uv_sem_post(&resume_);
     uv_thread_join(&thread_);
   }
@@ -266,7 +272,7 @@ void VcpuThread::Close() {
   descriptor_->vcpus.erase(this);
   environment_->closing_handles++;
   uv_close(reinterpret_cast<uv_handle_t*>(&async_), OnClosed);
-  if (on_loop_) uv_close(reinterpret_cast<uv_handle_t*>(&idle_), OnClosed);
+  uv_close(reinterpret_cast<uv_handle_t*>(&idle_), OnClosed);
   listener_.Reset();
   if (!calling_) DestroyContext();
   if (Vcpu* owner = std::exchange(owner_, nullptr)) owner->Forget();
@@ -332,8 +338,16 @@ Napi::Value Vcpu::Run(const Napi::CallbackInfo&) {
   return run_.Value();
 }
 
-void Vcpu::ResumeMethod(const Napi::CallbackInfo&) {
-  if (thread_ != nullptr) thread_->Resume();
+void Vcpu::ResumeMethod(const Napi::CallbackInfo& info) {
+  bool on_loop = false;
+  if (!IsNullish(info[0])) {
+    if (!info[0].IsBoolean()) {
+      ThrowType(info.Env(), "onLoop", "a boolean");
+      return;
+    }
+    on_loop = info[0].As<Napi::Boolean>().Value();
+  }
+  if (thread_ != nullptr) thread_->Resume(on_loop);
 }
 
 void Vcpu::InterruptMethod(const Napi::CallbackInfo&) {
@@ -357,17 +371,9 @@ Napi::Value Vcpu::Create(const Napi::CallbackInfo& info) {
     ThrowType(env, "listener", "a function");
     return Napi::Value();
   }
-  bool on_loop = false;
-  if (!IsNullish(info[3])) {
-    if (!info[3].IsBoolean()) {
-      ThrowType(env, "onLoop", "a boolean");
-      return Napi::Value();
-    }
-    on_loop = info[3].As<Napi::Boolean>().Value();
-  }
   int error = 0;
   VcpuThread* thread = VcpuThread::Start(env, descriptor->state(), length,
-                                         info[2].As<Napi::Function>(), on_loop, &error);
+                                         info[2].As<Napi::Function>(), &error);
   if (thread == nullptr) return Napi::Number::New(env, error);
 
   Environment* environment = Environment::Of(env);

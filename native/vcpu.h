@@ -1,10 +1,11 @@
-// One virtual processor of KVM, in a thread of its own or on the loop of the environment.
+// One virtual processor of KVM: each time, it runs in a thread of its own or on the loop of the
+// environment.
 //
-// KVM_RUN blocks for as long as the guest needs nothing. In a thread of its own, that thread stops
-// at each exit and the loop is told. On the loop, the guest runs in each turn until it exits or
-// the loop has other work, for which a second thread watches; an exit then wakes nobody, which is
-// what most of its time goes to. What an exit means, and when the guest goes on, is decided in
-// JavaScript, with which `struct kvm_run` is shared.
+// KVM_RUN blocks for as long as the guest needs nothing. In the thread, the loop is told of each
+// exit. On the loop, the guest runs in each turn until it exits or the loop has other work, for
+// which the thread watches; an exit then wakes nobody, which is what most of its time goes to. What
+// an exit means, and where and when the guest goes on, is decided in JavaScript, with which `struct
+// kvm_run` is shared.
 #ifndef VHOST_IOTLB_VCPU_H_
 #define VHOST_IOTLB_VCPU_H_
 
@@ -45,10 +46,10 @@ class VcpuThread {
  public:
   // Null with -errno in `error`.
   static VcpuThread* Start(Napi::Env env, std::shared_ptr<DescriptorState> descriptor,
-                           size_t length, Napi::Function listener, bool on_loop, int* error);
+                           size_t length, Napi::Function listener, int* error);
 
   // Enters the guest. Nothing while it is there already.
-  void Resume();
+  void Resume(bool on_loop);
   // Makes KVM_RUN return -EINTR, now or as soon as it is entered.
   void Interrupt();
   // Ends the thread before it returns, and frees this object in a later turn of the loop. Not to
@@ -59,26 +60,31 @@ class VcpuThread {
 
  private:
   VcpuThread(Napi::Env env, std::shared_ptr<DescriptorState> descriptor,
-             std::shared_ptr<RunArea> area, Napi::Function listener, bool on_loop);
+             std::shared_ptr<RunArea> area, Napi::Function listener);
   ~VcpuThread();
+
+  // What the thread is for at the moment.
+  enum Task { kNone, kRun, kWatch };
+
 
   static void Main(void* data);
   static void OnExit(uv_async_t* async);
   static void OnTurn(uv_idle_t* idle);
   static void OnClosed(uv_handle_t* handle);
-  // The thread that runs the guest.
+  // The thread: tasks until the end.
+  void Attend();
   void Run();
-  // The thread that watches the loop while the guest runs on it.
-  void Watch();
+  // Answers the last entry that it has seen, `entry` if none.
+  uint32_t Watch(uint32_t entry);
+  void Ask(Task task);
   bool LoopHasWork();
   void EnterGuest();
   int RunOnce();
   void Deliver(int result);
-  void Signal();
+  void Signal(int thread_id);
   void DestroyContext();
 
-  const bool on_loop_;
-  // Also on the loop, where it keeps the loop alive while the idle handle is stopped.
+  // Also keeps the loop alive while the idle handle is stopped.
   uv_async_t async_;
   uv_idle_t idle_;
   int open_handles_ = 0;
@@ -97,17 +103,21 @@ class VcpuThread {
   std::atomic<int> result_{0};
   std::atomic<int> exits_{0};
   std::atomic<bool> ending_{false};
-  // On the loop: the guest is running, for the how manieth time, the watcher waits to be told, and
-  // until when it may wait.
-  std::atomic<bool> running_{false};
+  // What the thread was asked for last, how often it or the loop was to enter the guest, and whether
+  // the thread waits to be told.
+  std::atomic<Task> task_{kNone};
   std::atomic<uint32_t> entries_{0};
-  std::atomic<bool> watcher_waits_{true};
+  std::atomic<bool> waits_{true};
+  // On the loop: the guest is running, and until when the loop need not have its turn.
+  std::atomic<bool> running_{false};
   std::atomic<uint64_t> deadline_{UINT64_MAX};
-  // Of the thread that calls KVM_RUN; 0 before it has started.
+  // Of the thread, 0 before it has started, and of the loop.
   int thread_id_ = 0;
+  int loop_thread_id_ = 0;
   int seen_ = 0;
   bool has_thread_ = false;
   bool in_guest_ = false;
+  bool on_loop_ = false;
   bool open_ = true;
   bool calling_ = false;
 };

@@ -6,7 +6,7 @@
  * decided elsewhere. Documentation/virt/kvm/api.rst of Linux.
  */
 import { InvalidState, SystemError, succeeded } from '../errors'
-import type { GuestMemory } from '../memory/guest-memory'
+import type { GuestMemory, MemoryRegion } from '../memory/guest-memory'
 import { native } from '../native'
 import type { Descriptor, VcpuThread } from '../native'
 import type { Message } from '../pci/msix'
@@ -153,7 +153,7 @@ export class Kvm implements Disposable {
       set: (name, bytes) => {
         this.#call(descriptor, name, bytes)
       },
-      start: (listener, onLoop) => made(native().vcpu(descriptor, bytes, listener, onLoop), 'mmap'),
+      start: (listener) => made(native().vcpu(descriptor, bytes, listener), 'mmap'),
     }
   }
 
@@ -172,17 +172,41 @@ export class Kvm implements Disposable {
     this.close()
   }
 
+  /**
+   * Further memory, of one region, at its place until it is disposed: when that returns, the guest does
+   * not reach it any more.
+   * @throws SystemError EEXIST where there is memory already
+   */
+  addMemory(memory: GuestMemory): Disposable {
+    const hold = memory.pin(this, this.#vm)
+    const [region] = memory.regions
+    const slot = this.#memory.regions.length
+    this.#setRegion(slot, region, region.bytes)
+    return {
+      [Symbol.dispose]: () => {
+        if (!this.#closed) this.#setRegion(slot, region, 0)
+        hold[Symbol.dispose]()
+      },
+    }
+  }
+
   #setMemory(): void {
     for (const [slot, region] of this.#memory.regions.entries()) {
-      const bytes = struct('kvm_userspace_memory_region', {
-        slot,
-        guest_phys_addr: region.range.first,
-        memory_size: BigInt(region.bytes),
-        userspace_addr: region.hva,
-      })
-      const { userspace_addr, memory_size } = KVM_STRUCTS.kvm_userspace_memory_region.fields
-      this.#call(this.#vm, 'KVM_SET_USER_MEMORY_REGION', bytes, [userspace_addr.at, memory_size.at])
+      this.#setRegion(slot, region, region.bytes)
     }
+  }
+
+  /** Of 0 bytes it goes. */
+  #setRegion(slot: number, region: MemoryRegion, size: number): void {
+    const bytes = struct('kvm_userspace_memory_region', {
+      slot,
+      guest_phys_addr: region.range.first,
+      memory_size: BigInt(size),
+      userspace_addr: region.hva,
+    })
+    const { userspace_addr, memory_size } = KVM_STRUCTS.kvm_userspace_memory_region.fields
+    const guards = size === 0 ? [] : [userspace_addr.at, memory_size.at]
+    this.#call(this.#vm, 'KVM_SET_USER_MEMORY_REGION', bytes, guards)
   }
 
   #setRoutes(): void {
@@ -242,11 +266,8 @@ export type VcpuState = 'KVM_SET_CPUID2' | 'KVM_SET_MSRS' | 'KVM_SET_REGS' | 'KV
 export interface KvmVcpu {
   /** @throws SystemError EINVAL for a state that a processor cannot have */
   set(name: VcpuState | 'KVM_GET_SREGS', bytes: Uint8Array): void
-  /**
-   * @param listener gets what KVM_RUN answered, 0 or -errno, after each `resume()`
-   * @param onLoop runs it on the thread of the event loop
-   */
-  start(listener: (result: number) => void, onLoop: boolean): VcpuThread
+  /** @param listener gets what KVM_RUN answered, 0 or -errno, after each `resume()` */
+  start(listener: (result: number) => void): VcpuThread
 }
 
 const HINTS: Readonly<Record<string, string>> = {

@@ -5,7 +5,9 @@
  * It exists so that a driver that nobody here wrote programs the remapping unit. It is not a
  * machine monitor for daily use: no disk, no display, no firmware.
  */
+import { availableParallelism } from 'node:os'
 import { MiB } from '../address'
+import { messageOf } from '../errors'
 import type { Dmar } from '../acpi/dmar-structures'
 import { IntelIommu } from '../iommu/intel/intel-iommu'
 import type { IntelIommuOptions } from '../iommu/intel/capabilities'
@@ -29,6 +31,7 @@ import type { BareImage, LinuxImage } from './linux'
 import { NetFunction } from './net-function'
 import { KeyboardReset, Power, RESET_CODE } from './power'
 import { prepareProcessor, startProcessor, writeBootTables } from './processor-state'
+import { RegisterPage } from './register-page'
 import { SERIAL_BYTES, Serial } from './serial'
 import { acpiTables } from './tables'
 import { Vcpu } from './vcpu'
@@ -52,8 +55,17 @@ export interface MachineOptions extends Pick<VhostNetOptions, 'lookAhead' | 'rep
   readonly integrated?: boolean
   /** The network card's address. */
   readonly mac?: string
-  /** Runs the first processor on the thread of the event loop; true if left out. */
+  /**
+   * Runs the first processor on the thread of the event loop, unless the registers are shared; true if
+   * left out.
+   */
   readonly onLoop?: boolean
+  /**
+   * Lets a guest that is busy with the invalidation queue write the unit's registers without an exit,
+   * for which a processor of this host looks at them all the time. If left out: where this host has
+   * more processors than the guest.
+   */
+  readonly shareRegisters?: boolean
   /** What a reset does: starts again, or ends the run as a power-off does. */
   readonly onReset?: 'boot' | 'end'
   /** Each byte that the guest sends through the serial port. */
@@ -68,6 +80,8 @@ export interface MachineStats {
   readonly boots: number
   /** Exits of the processors that were handled here. */
   readonly exits: number
+  /** New tails of the invalidation queue that came without an exit (`shareRegisters`). */
+  readonly served: number
   readonly nic: VhostNetStats
   /** Faults that the unit recorded. */
   readonly recordedFaults: number
@@ -95,6 +109,9 @@ export class Machine implements Disposable {
   #end: (ending: Ending) => void = () => undefined
   #boots = 0
   #pastExits = 0
+  #pastServed = 0
+  #unit: Disposable | undefined
+  #page: RegisterPage | undefined
   #faults = 0
   #resetting = false
 
@@ -134,7 +151,14 @@ export class Machine implements Disposable {
 
   stats(): MachineStats {
     const exits = this.#vcpus.reduce((sum, vcpu) => sum + vcpu.exits, this.#pastExits)
-    return { boots: this.#boots, exits, nic: this.net.nic.stats(), recordedFaults: this.#faults }
+    const served = this.#pastServed + (this.#page?.served ?? 0)
+    return {
+      boots: this.#boots,
+      exits,
+      served,
+      nic: this.net.nic.stats(),
+      recordedFaults: this.#faults,
+    }
   }
 
   /** The guest is stopped where it is. */
@@ -152,9 +176,14 @@ export class Machine implements Disposable {
   #wire(): void {
     const { iommu } = this
     if (iommu !== undefined) {
-      this.#memoryBus.add(REMAPPING_BASE, iommu.registerBytes, iommu)
-      iommu.on('interrupt', (message) => this.#kvm?.signal(message))
-      iommu.on('fault', () => this.#faults++)
+      iommu.on('interrupt', (message) => {
+        this.#page?.takeBack()
+        this.#kvm?.signal(message)
+      })
+      iommu.on('fault', () => {
+        this.#page?.takeBack()
+        this.#faults++
+      })
     }
     this.#memoryBus.add(ECAM.base, ECAM.bytes, this.net.root)
     this.#ports.add(SERIAL.port, SERIAL_BYTES, this.#serial)
@@ -174,6 +203,7 @@ export class Machine implements Disposable {
     const { memory } = this
     const kvm = Kvm.open(memory)
     this.#kvm = kvm
+    this.#placeUnit(kvm)
     kvm.absorbPort(DELAY_PORT)
     kvm.coalescePort(SERIAL.port, 1)
     this.net.attach(kvm, this.#memoryBus)
@@ -189,13 +219,30 @@ export class Machine implements Disposable {
       return new Vcpu(vcpu, {
         memory: this.#memoryBus,
         ports: this.#ports,
-        onLoop: id === 0 && (this.#options.onLoop ?? true),
+        onLoop: () => id === 0 && (this.#options.onLoop ?? true) && this.#page?.shared !== true,
         onStop: (stop) => {
           this.#stopped(stop)
         },
       })
     })
     for (const vcpu of this.#vcpus) vcpu.start()
+  }
+
+  #placeUnit(kvm: Kvm): void {
+    const { iommu: unit } = this
+    if (unit === undefined) return
+    const { shareRegisters = availableParallelism() > this.#processors } = this.#options
+    if (shareRegisters) {
+      this.#page = new RegisterPage({
+        unit,
+        base: REMAPPING_BASE,
+        map: (page) => kvm.addMemory(page),
+        onError: (error) => {
+          this.#stop({ how: 'failed', reason: messageOf(error) })
+        },
+      })
+    }
+    this.#unit = this.#memoryBus.add(REMAPPING_BASE, unit.registerBytes, this.#page ?? unit)
   }
 
   /**
@@ -207,6 +254,10 @@ export class Machine implements Disposable {
     this.#pastExits = this.stats().exits
     this.#vcpus = []
     this.net.detach()
+    this.#unit?.[Symbol.dispose]()
+    this.#pastServed += this.#page?.served ?? 0
+    this.#page?.close()
+    this.#page = undefined
     this.iommu?.reset()
     this.#serial.reset()
     const kvm = this.#kvm

@@ -1,11 +1,11 @@
 /**
  * One virtual processor: takes its exits to the buses, and lets it go on.
  *
- * The first processor of a machine runs on the event loop that all devices live on, the others in
- * threads of their own; either way, everything that it needs done for it is done on that loop. So a register write is done, with all that follows from it, before
- * the guest's next instruction, and no device needs a lock.
+ * It runs on the event loop that all devices live on, or in a thread of its own; either way, all that
+ * it needs done for it is done on that loop. So a register write that it exits for is done, with all
+ * that follows from it, before the guest's next instruction, and no device needs a lock.
  */
-import { SystemError } from '../errors'
+import { SystemError, messageOf } from '../errors'
 import type { Bus } from './bus'
 import type { KvmVcpu, VcpuThread } from './kvm'
 import { KVM_COALESCED, KVM_EXIT, KVM_RUN_AT } from './kvm-uapi'
@@ -23,8 +23,8 @@ export type VcpuStop =
 export interface VcpuOptions {
   readonly memory: Bus
   readonly ports: Bus
-  /** It runs on the thread of the devices: for one processor of the machine. */
-  readonly onLoop: boolean
+  /** Whether it goes on, after this exit, on the thread of the devices: one processor at a time may. */
+  readonly onLoop: () => boolean
   readonly onStop: (stop: VcpuStop) => void
 }
 
@@ -43,14 +43,14 @@ export class Vcpu {
     this.#options = options
     this.#thread = kvm.start((result) => {
       this.#exit(result)
-    }, options.onLoop)
+    })
     this.#view = new DataView(this.#thread.run)
     this.#bytes = new Uint8Array(this.#thread.run)
     this.#data = new BigUint64Array(this.#thread.run, KVM_RUN_AT.mmioData, 1)
   }
 
   start(): void {
-    this.#thread.resume()
+    this.#thread.resume(this.#options.onLoop())
   }
 
   /** The thread has ended when it returns. */
@@ -67,10 +67,10 @@ export class Vcpu {
       if (result === 0) this.#handle(this.#view.getUint32(KVM_RUN_AT.exitReason, true))
       else if (result !== EINTR && result !== EAGAIN) throw new SystemError(result, 'ioctl KVM_RUN')
     } catch (cause) {
-      const reason = cause instanceof Error ? cause.message : String(cause)
+      const reason = messageOf(cause)
       this.#stop({ how: 'failed', reason })
     }
-    if (!this.#stopped) this.#thread.resume()
+    if (!this.#stopped) this.#thread.resume(this.#options.onLoop())
   }
 
   #handle(reason: number): void {

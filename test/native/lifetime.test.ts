@@ -54,14 +54,14 @@ it(`${RUNS} arbitrary calls of each export return or throw an Error`, async () =
   const { status, signal, output, errors } = await run('fuzz.mjs', [`${RUNS}`, `${SEED}`], { cwd })
   expect({ status, signal, errors }).toEqual({ status: 0, signal: null, errors: '' })
   const tally = JSON.parse(output) as Record<string, Record<string, number>>
-  expect(Object.keys(tally)).toHaveLength(18)
+  expect(Object.keys(tally)).toHaveLength(19)
   for (const [name, outcomes] of Object.entries(tally)) {
-    const known = ['TypeError', 'RangeError', 'Error', 'number', 'object', 'function']
+    const known = ['TypeError', 'RangeError', 'Error', 'number', 'boolean', 'object', 'function']
     expect(known, `${name}: ${JSON.stringify(outcomes)}`).toEqual(
       expect.arrayContaining(Object.keys(outcomes)),
     )
     // That the arguments were not all turned away at the door.
-    const { number = 0, object = 0, function: functions = 0 } = outcomes
-    expect(number + object + functions).toBeGreaterThan(RUNS / 20)
+    const { number = 0, boolean = 0, object = 0, function: functions = 0 } = outcomes
+    expect(number + boolean + object + functions).toBeGreaterThan(RUNS / 20)
   }
 })

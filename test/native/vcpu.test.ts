@@ -20,19 +20,14 @@ function area(): Descriptor {
 }
 
 /** A processor, and what KVM_RUN answered so far, with a way to wait for more. */
-function start(onLoop: boolean, descriptor = area()) {
+function start(descriptor = area()) {
   const answers: number[] = []
   let wake: () => void = () => undefined
   const vcpu = made(
-    native().vcpu(
-      descriptor,
-      2 * PAGE,
-      (result) => {
-        answers.push(result)
-        wake()
-      },
-      onLoop,
-    ),
+    native().vcpu(descriptor, 2 * PAGE, (result) => {
+      answers.push(result)
+      wake()
+    }),
   )
   const next = (): Promise<void> =>
     new Promise((resolve) => {
@@ -49,7 +44,7 @@ describe.each([
   ['in a thread of its own', false],
   ['on the loop', true],
 ])('a processor %s', (_, onLoop) => {
-  const thread = () => start(onLoop)
+  const thread = () => start()
 
   it('stands still until it is resumed, and calls once for each time', async () => {
     const { vcpu, answers, next } = thread()
@@ -57,7 +52,7 @@ describe.each([
     expect(answers).toEqual([])
     for (const expected of [1, 2, 3]) {
       const called = next()
-      vcpu.resume()
+      vcpu.resume(onLoop)
       await called
       await turns()
       expect(answers).toHaveLength(expected)
@@ -69,9 +64,9 @@ describe.each([
   it('enters the guest once, however often it is resumed while it is there', async () => {
     const { vcpu, answers, next } = thread()
     const called = next()
-    vcpu.resume()
-    vcpu.resume()
-    vcpu.resume()
+    vcpu.resume(onLoop)
+    vcpu.resume(onLoop)
+    vcpu.resume(onLoop)
     await called
     await turns()
     expect(answers).toHaveLength(1)
@@ -83,7 +78,7 @@ describe.each([
     const bytes = new Uint8Array(vcpu.run)
     expect([bytes.length, bytes[2 * PAGE - 1]]).toEqual([2 * PAGE, 7])
     const called = next()
-    vcpu.resume()
+    vcpu.resume(onLoop)
     vcpu.interrupt()
     await called
     expect(bytes[1]).toBe(0)
@@ -92,10 +87,10 @@ describe.each([
 
   it('is gone after close, with its memory: twice is a no-op', async () => {
     const { vcpu, answers } = thread()
-    vcpu.resume()
+    vcpu.resume(onLoop)
     vcpu.close()
     vcpu.close()
-    vcpu.resume()
+    vcpu.resume(onLoop)
     vcpu.interrupt()
     expect(vcpu.run.byteLength).toBe(0)
     await turns()
@@ -104,24 +99,19 @@ describe.each([
 
   it('ends with its descriptor, which is never another file of that number', () => {
     const { vcpu, descriptor } = thread()
-    vcpu.resume()
+    vcpu.resume(onLoop)
     descriptor.close()
     expect(vcpu.run.byteLength).toBe(0)
   })
 
   it('leaves timers, immediates and descriptors their turns', async () => {
-    const { vcpu } = start(onLoop)
+    const { vcpu } = start()
     const endless = made(
-      native().vcpu(
-        area(),
-        PAGE,
-        () => {
-          endless.resume()
-        },
-        onLoop,
-      ),
+      native().vcpu(area(), PAGE, () => {
+        endless.resume(onLoop)
+      }),
     )
-    endless.resume()
+    endless.resume(onLoop)
     const event = eventfd(1)
     const readable = new Promise<void>((resolve) => {
       const poller = made(
@@ -141,20 +131,27 @@ describe.each([
   it('can be closed by its own listener', async () => {
     const closed = await new Promise<VcpuThread>((resolve) => {
       const vcpu = made(
-        native().vcpu(
-          area(),
-          PAGE,
-          () => {
-            vcpu.close()
-            resolve(vcpu)
-          },
-          onLoop,
-        ),
+        native().vcpu(area(), PAGE, () => {
+          vcpu.close()
+          resolve(vcpu)
+        }),
       )
-      vcpu.resume()
+      vcpu.resume(onLoop)
     })
     expect(closed.run.byteLength).toBe(0)
   })
+})
+
+it('runs in its thread and on the loop by turns, and each answer comes', async () => {
+  const { vcpu, answers, next } = start()
+  const places = Array.from({ length: 400 }, (_, i) => (i * 7) % 5 < 2)
+  for (const onLoop of places) {
+    const called = next()
+    vcpu.resume(onLoop)
+    await called
+  }
+  expect(answers).toHaveLength(places.length)
+  vcpu.close()
 })
 
 it('runs on the loop of a process that has nothing else to do, and lets it end', async () => {
@@ -174,7 +171,10 @@ describe('what is refused', () => {
     expect(() => native().vcpu(descriptor, 100, () => undefined)).toThrow(RangeError)
     expect(() => native().vcpu(descriptor, PAGE * 65, () => undefined)).toThrow(RangeError)
     expect(() => native().vcpu(descriptor, PAGE, undefined as never)).toThrow(TypeError)
-    expect(() => native().vcpu(descriptor, PAGE, () => undefined, 1 as never)).toThrow(TypeError)
+    const vcpu = made(native().vcpu(descriptor, PAGE, () => undefined))
+    expect(() => {
+      vcpu.resume(1 as never)
+    }).toThrow(TypeError)
     descriptor.close()
   })
 })

@@ -154,6 +154,26 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
     this.#written(offset, size, this.#registers.write(offset, value, size))
   }
 
+  /** As `read` of 4 bytes at a multiple of 4, in numbers. */
+  readWord(offset: number): number {
+    return this.capabilities.qemu ? Number(this.read(offset, 4)) : this.#registers.readWord(offset)
+  }
+
+  /**
+   * Whether the registers are such that memory could stand for them, as long as software does no more
+   * than to submit invalidations: translation and queue are on, and there is no bit that writing a one
+   * would clear. Never so for the quirks of QEMU.
+   */
+  get steady(): boolean {
+    const on = TE.mask() | QIE.mask()
+    return (this.#status & on) === on && !this.#registers.pending && !this.capabilities.qemu
+  }
+
+  /** Offsets of the 32-bit words in which software can change something. */
+  get writableWords(): readonly number[] {
+    return this.#registers.writableWords()
+  }
+
   writeWord(offset: number, value: number): void {
     this.#written(offset, 4, this.#registers.writeWord(offset, value))
   }

@@ -11,6 +11,9 @@ import type { Capabilities } from './capabilities'
 /** The window that a bus should give the unit: one page (DMAR says where). */
 export const REGISTER_WINDOW_BYTES = 4096
 
+/** Byte offsets of the registers that are touched with each invalidation, and of the command. */
+export const REGISTER_AT = { GCMD: 0x18, IQH: 0x80, IQT: 0x88 } as const
+
 export type RegisterName =
   | ('VER' | 'CAP' | 'ECAP' | 'GCMD' | 'GSTS' | 'RTADDR' | 'CCMD')
   | ('FSTS' | 'FECTL' | 'FEDATA' | 'FEADDR' | 'FEUADDR' | 'AFLOG')
@@ -30,7 +33,13 @@ export function registerTable(has: Capabilities): readonly Register<RegisterName
     { name: 'VER', offset: 0x00, size: 4, reset: 0x10n },
     { name: 'CAP', offset: 0x08, size: 8, reset: has.cap },
     { name: 'ECAP', offset: 0x10, size: 8, reset: has.ecap },
-    { name: 'GCMD', offset: 0x18, size: 4, writable: 0xff800000n, writeOnly: 0xff800000n },
+    {
+      name: 'GCMD',
+      offset: REGISTER_AT.GCMD,
+      size: 4,
+      writable: 0xff800000n,
+      writeOnly: 0xff800000n,
+    },
     { name: 'GSTS', offset: 0x1c, size: 4 },
     { name: 'RTADDR', offset: 0x20, size: 8, writable: 0xfffffffffffffc00n },
     {
@@ -51,8 +60,8 @@ export function registerTable(has: Capabilities): readonly Register<RegisterName
     { name: 'PLMLIMIT', offset: 0x6c, size: 4 },
     { name: 'PHMBASE', offset: 0x70, size: 8 },
     { name: 'PHMLIMIT', offset: 0x78, size: 8 },
-    { name: 'IQH', offset: 0x80, size: 8 },
-    { name: 'IQT', offset: 0x88, size: 8, writable: 0x7fff0n },
+    { name: 'IQH', offset: REGISTER_AT.IQH, size: 8 },
+    { name: 'IQT', offset: REGISTER_AT.IQT, size: 8, writable: 0x7fff0n },
     { name: 'IQA', offset: 0x90, size: 8, writable: 0xfffffffffffff807n },
     { name: 'ICS', offset: 0x9c, size: 4, write1clear: 0x1n },
     { name: 'IECTL', offset: 0xa0, size: 4, reset: 0x80000000n, writable: 0x80000000n },

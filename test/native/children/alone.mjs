@@ -9,14 +9,9 @@ writeFileSync(path, new Uint8Array(4096))
 let exits = 0
 const descriptor = native.adopt(openSync(path, 'r+'))
 unlinkSync(path)
-const vcpu = native.vcpu(
-  descriptor,
-  4096,
-  () => {
-    if (++exits < 100) return vcpu.resume()
-    vcpu.close()
-    process.stdout.write(`${exits} exits`)
-  },
-  true,
-)
-vcpu.resume()
+const vcpu = native.vcpu(descriptor, 4096, () => {
+  if (++exits < 100) return vcpu.resume(true)
+  vcpu.close()
+  process.stdout.write(`${exits} exits`)
+})
+vcpu.resume(true)

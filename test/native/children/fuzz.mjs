@@ -149,6 +149,12 @@ const fitting = fc.oneof(
 
 // The shape that a call should have, each place of it sometimes filled with anything else.
 const shaped = {
+  awaitChange: [
+    likely(buffers),
+    likely(fc.nat(80).map((n) => n * 4)),
+    likely(fc.nat(1)),
+    likely(fc.nat(20)),
+  ],
   // A number that is open belongs to Node or to the test: taking it over is the caller's word.
   adopt: [
     fc.oneof(
@@ -185,7 +191,6 @@ const shaped = {
     likely(fc.constantFrom(area, fifo, closed)),
     likely(fc.constantFrom(4096, 8192, 3 * 4096)),
     likely(fc.constant(() => {})),
-    optional(likely(fc.boolean())),
   ],
   write: [descriptors, likely(buffers), sizes, sizes],
   writeMany: [descriptors, likely(buffers), sizes, likely(fc.nat(3)), optional(fitting)],
