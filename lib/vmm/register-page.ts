@@ -33,6 +33,8 @@ export interface RegisterPageOptions {
   readonly map: (page: GuestMemory) => Disposable
   /** Takes what the unit throws while no exit waits for it. */
   readonly onError: (error: unknown) => void
+  /** Milliseconds of a clock that never goes back; `performance.now` if left out. */
+  readonly now?: () => number
 }
 
 /** So many new tails in so many milliseconds are a busy guest. */
@@ -53,6 +55,7 @@ export class RegisterPage implements MmioDevice, Disposable {
   /** Tails that were taken from the page. */
   served = 0
   readonly #options: RegisterPageOptions
+  readonly #now: () => number
   readonly #memory: GuestMemory
   readonly #bytes: Uint8Array
   /** The page, word by word, and what stood in it when it was last looked at. */
@@ -71,7 +74,8 @@ export class RegisterPage implements MmioDevice, Disposable {
   /** @throws SystemError ENOMEM */
   constructor(options: RegisterPageOptions) {
     this.#options = options
-    const { unit, base } = options
+    const { unit, base, now = () => performance.now() } = options
+    this.#now = now
     this.#memory = GuestMemory.allocate(unit.registerBytes, { at: base })
     this.#bytes = this.#memory.view(base, unit.registerBytes)
     this.#words = new Uint32Array(this.#bytes.buffer, this.#bytes.byteOffset)
@@ -107,7 +111,7 @@ export class RegisterPage implements MmioDevice, Disposable {
    */
   takeBack(): void {
     if (this.#shared === undefined) return
-    this.#pausedUntil = performance.now() + PAUSE_MS
+    this.#pausedUntil = this.#now() + PAUSE_MS
     this.#end()
   }
 
@@ -122,7 +126,7 @@ export class RegisterPage implements MmioDevice, Disposable {
   }
 
   #countTail(): void {
-    const now = performance.now()
+    const now = this.#now()
     if (now - this.#since > BUSY_MS) {
       this.#since = now
       this.#tails = 0
@@ -151,7 +155,7 @@ export class RegisterPage implements MmioDevice, Disposable {
       this.#options.onError(error)
     }
     if (this.#shared === undefined) return
-    const idle = performance.now() - this.#moved
+    const idle = this.#now() - this.#moved
     if (idle < SPIN_MS) setImmediate(this.#turn)
     else if (idle < IDLE_MS) this.#timer = setTimeout(this.#turn, 1)
     else this.#end()
@@ -183,7 +187,7 @@ export class RegisterPage implements MmioDevice, Disposable {
       if (this.#shared === undefined) this.#apply()
     }
     this.served++
-    this.#moved = performance.now()
+    this.#moved = this.#now()
     Atomics.store(this.#words, IQH / 4, unit.readWord(IQH))
     if (!unit.steady) this.takeBack()
   }

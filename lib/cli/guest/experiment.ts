@@ -11,6 +11,7 @@ import type { VhostNetStats } from '../../vhost/net'
 import { debianGuest } from '../../vmm/debian-guest'
 import type { DebianGuest, GuestMode } from '../../vmm/debian-guest'
 import { GuestShell } from '../../vmm/guest-shell'
+import { idleMachine } from '../../vmm/idle-machine'
 import { Machine } from '../../vmm/machine'
 import type { MachineOptions } from '../../vmm/machine'
 import type { PEERS } from '../choices'
@@ -93,10 +94,16 @@ const WARM_UP_FRAMES = 2000
 export async function guestExperiment(options: GuestExperiment): Promise<GuestResult> {
   const { line, mode, packets, beside } = options
   const guest = await debianGuest(line, mode)
-  const warmUp = beside === undefined ? 0 : WARM_UP_FRAMES
-  const plan = { packets, warmUp, rate: IN_RATE[mode] }
-  const own = await ownRun(options, guest, plan)
-  return beside === undefined ? own : { ...own, ...(await compared(own, options, guest, plan)) }
+  const plan = { packets, warmUp: 0, rate: IN_RATE[mode] }
+  if (beside === undefined) return ownRun(options, guest, plan)
+  const warmPlan = { ...plan, warmUp: WARM_UP_FRAMES }
+  const idle = idleMachine()
+  try {
+    const own = await ownRun(options, guest, warmPlan)
+    return { ...own, ...(await compared(own, options, guest, warmPlan)) }
+  } finally {
+    idle[Symbol.dispose]()
+  }
 }
 
 async function ownRun(
