@@ -3,7 +3,7 @@
  *
  * Calls answer `-errno` where the host refuses, and throw a TypeError or RangeError where an
  * argument is wrong. Descriptors and mappings are objects: nobody can close another's number.
- * Only `memory/guest-memory`, `memory/region`, `vhost/*`, `raw`, `vmm/kvm` and `vmm/register-page` import this.
+ * Only `memory/guest-memory`, `memory/region`, `vhost/*`, `raw` and `vmm/kvm` import this.
  */
 import { existsSync } from 'node:fs'
 import { join, resolve } from 'node:path'

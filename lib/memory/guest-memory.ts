@@ -240,6 +240,18 @@ export class GuestMemory implements Disposable {
   }
 
   /**
+   * Looks at a 32-bit word until it is not `value` any more, which somebody else sees to: a guest, the
+   * kernel, another thread. Blocks this one, and offers its processor to others in between.
+   * @param microseconds 0 to 1000; the word is looked at once at least
+   * @returns whether it is another
+   * @throws RangeError where it is no aligned word of memory, and for a time out of range
+   */
+  awaitChangeU32(at: Gpa | number, value: number, microseconds: number): boolean {
+    const region = this.#contiguous(Number(at), 4, 4)
+    return native().awaitChange(region.u32, Number(at) - region.start, value, microseconds)
+  }
+
+  /**
    * For inner loops: the region that holds a byte, or undefined. Remembers the last answer. Not to
    * be kept without a pin: `close()` empties the views.
    */

@@ -18,7 +18,6 @@ import { REGISTER_AT } from '../iommu/intel/registers'
 import type { IntelIommu } from '../iommu/intel/intel-iommu'
 import type { MmioDevice } from '../iommu/iommu'
 import { GuestMemory } from '../memory/guest-memory'
-import { native } from '../native'
 
 export type SharedUnit = Pick<
   IntelIommu,
@@ -57,7 +56,6 @@ export class RegisterPage implements MmioDevice, Disposable {
   readonly #options: RegisterPageOptions
   readonly #now: () => number
   readonly #memory: GuestMemory
-  readonly #bytes: Uint8Array
   /** The page, word by word, and what stood in it when it was last looked at. */
   readonly #words: Uint32Array
   readonly #known: Uint32Array
@@ -77,8 +75,8 @@ export class RegisterPage implements MmioDevice, Disposable {
     const { unit, base, now = () => performance.now() } = options
     this.#now = now
     this.#memory = GuestMemory.allocate(unit.registerBytes, { at: base })
-    this.#bytes = this.#memory.view(base, unit.registerBytes)
-    this.#words = new Uint32Array(this.#bytes.buffer, this.#bytes.byteOffset)
+    const bytes = this.#memory.view(base, unit.registerBytes)
+    this.#words = new Uint32Array(bytes.buffer, bytes.byteOffset)
     this.#known = new Uint32Array(this.#words.length)
     const { GCMD, IQT } = REGISTER_AT
     this.#watched = [...unit.writableWords.filter((at) => at !== GCMD && at !== IQT), GCMD]
@@ -163,9 +161,10 @@ export class RegisterPage implements MmioDevice, Disposable {
 
   #look(): void {
     const { IQT } = REGISTER_AT
-    const known = this.#known
+    const { base } = this.#options
+    const [memory, known] = [this.#memory, this.#known]
     for (let i = 0; i < LOOKS && this.#shared !== undefined; i++) {
-      if (!native().awaitChange(this.#bytes, IQT, known[IQT / 4], LOOK_MICROSECONDS)) break
+      if (!memory.awaitChangeU32(base + IQT, known[IQT / 4], LOOK_MICROSECONDS)) break
       this.#serve()
     }
     for (const at of this.#watched) {

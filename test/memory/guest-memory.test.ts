@@ -173,6 +173,7 @@ describe('accessors', () => {
       },
     ],
     ['loadAcquireU16', 2, (memory, at) => memory.loadAcquireU16(at)],
+    ['awaitChangeU32', 4, (memory, at) => memory.awaitChangeU32(at, 0, 0)],
     [
       'storeReleaseU16',
       2,
