@@ -19,6 +19,7 @@ export interface BootOptions {
   readonly mac?: string
   readonly lookAhead: (typeof LOOK_AHEADS)[number]
   readonly ats: boolean
+  readonly exits?: true
   readonly reboot: boolean
   readonly json: boolean
 }
@@ -65,7 +66,7 @@ function imageOf({ kernel, initrd, append }: BootOptions): LinuxImage {
 }
 
 function machineOptions(options: BootOptions): Omit<MachineOptions, 'image' | 'tap'> {
-  const { memory, cpus, mac, lookAhead, ats, reboot } = options
+  const { memory, cpus, mac, lookAhead, ats, exits, reboot } = options
   return {
     memoryMiB: memory,
     processors: cpus,
@@ -73,6 +74,7 @@ function machineOptions(options: BootOptions): Omit<MachineOptions, 'image' | 't
     lookAhead,
     onReset: reboot ? 'boot' : 'end',
     ...(mac === undefined ? {} : { mac }),
+    ...(exits && { shareRegisters: false }),
   }
 }
 
@@ -143,10 +145,10 @@ class Keyboard implements Disposable {
 function summary(
   ending: Ending,
   seconds: number,
-  { boots, exits, recordedFaults, nic }: MachineStats,
+  { boots, exits, served, recordedFaults, nic }: MachineStats,
 ) {
   const why = ending.how === 'failed' ? `failed: ${ending.reason}` : ending.how
-  const counts = { boots, exits, recordedFaults, ...nic }
+  const counts = { boots, exits, served, recordedFaults, ...nic }
   const lines = Object.entries(counts).map(
     ([name, value]) => `${name.padEnd(16)} ${JSON.stringify(value)}`,
   )

@@ -18,6 +18,7 @@ export interface GuestOptions {
   readonly packets: number
   readonly lookAhead: (typeof LOOK_AHEADS)[number]
   readonly ats: boolean
+  readonly exits?: true
   readonly kernel: KernelLine
   /** DPDK in the guest, with memory of such pages, instead of the kernel's own driver. */
   readonly dpdk?: (typeof GUEST_PAGES)[number]
@@ -37,22 +38,24 @@ export async function guest(options: GuestOptions): Promise<number> {
 }
 
 async function onHost(options: GuestOptions): Promise<number> {
-  const { mode, packets, lookAhead, ats, kernel: line, dpdk: pages, beside, json } = options
+  const { mode, packets, lookAhead, ats, exits, kernel: line, dpdk: pages, beside, json } = options
   const common = { line, packets, lookAhead, ats, print: json ? console.error : console.log }
+  const own = { ...(exits && { shareRegisters: false }), ...(beside && { beside }) }
   const result = await (pages === undefined
-    ? guestExperiment({ ...common, mode, ...(beside && { beside }) })
+    ? guestExperiment({ ...common, mode, ...own })
     : dpdkExperiment({ ...common, pages }))
   if (json) console.log(JSON.stringify(result))
   return result.ok ? 0 : 1
 }
 
 async function inVm(options: GuestOptions): Promise<number> {
-  const { mode, packets, lookAhead, ats, kernel, dpdk, beside, json } = options
+  const { mode, packets, lookAhead, ats, exits, kernel, dpdk, beside, json } = options
   // There, nothing can be fetched.
   if (dpdk !== undefined) await testpmd(defaultCacheDirectory())
   const flags = [
     ...['--where', 'host', '--kernel', kernel, '--mode', mode, '--packets', String(packets)],
     ...['--look-ahead', lookAhead, ...(ats ? [] : ['--no-ats']), ...(json ? ['--json'] : [])],
+    ...(exits ? ['--exits'] : []),
     ...(dpdk === undefined ? [] : ['--dpdk', dpdk]),
     ...(beside === undefined ? [] : ['--beside', beside]),
   ]

@@ -20,6 +20,7 @@ export function addGuestCommands(program: Command): void {
     .option('--mac <address>', "the network card's address")
     .addOption(lookAhead())
     .option('--no-ats', 'a network card without ATS')
+    .addOption(exits())
     .option('--no-reboot', 'a reset of the guest ends it')
     .option('--json', 'print one object at the end; the console goes to standard error', false)
     .addHelpText(
@@ -58,6 +59,7 @@ export function addGuestCommands(program: Command): void {
     .option('--packets <n>', 'frames each way', positive, 100_000)
     .addOption(lookAhead())
     .option('--no-ats', 'a network card without ATS')
+    .addOption(exits())
     .addOption(kernel('the Debian kernel of the guest, and of the nested VM'))
     .option('--json', 'print one object, and nothing else, on standard output', false)
     .addHelpText(
@@ -70,4 +72,9 @@ export function addGuestCommands(program: Command): void {
       const { guest } = await import('./guest-command.js')
       process.exitCode = await guest(options)
     })
+}
+
+/** Of `shareRegisters`, which decides by itself where it is not named. */
+function exits(): Option {
+  return new Option('--exits', 'the guest leaves at each write of a register of its IOMMU')
 }

@@ -19,7 +19,10 @@ import { Qemu } from './qemu'
 import { PINGS, connect, exchange, quietTap, rateText, seconds } from './traffic'
 import type { Plan, Rate, Way } from './traffic'
 
-export interface GuestExperiment extends Pick<MachineOptions, 'lookAhead' | 'ats'> {
+export interface GuestExperiment extends Pick<
+  MachineOptions,
+  'lookAhead' | 'ats' | 'shareRegisters'
+> {
   readonly line: KernelLine
   readonly mode: GuestMode
   /** Frames each way. */
@@ -37,6 +40,8 @@ export interface Direction extends Rate {
   /** Exits of the guest's processors that this program handled. */
   readonly exits: number
   readonly exitsPer1000: number
+  /** Invalidations that it submitted without an exit. */
+  readonly served: number
 }
 
 /** The same frames through the same guest on another machine. */
@@ -107,7 +112,7 @@ export async function guestExperiment(options: GuestExperiment): Promise<GuestRe
 }
 
 async function ownRun(
-  { mode, lookAhead, ats = true, print }: GuestExperiment,
+  { mode, lookAhead, ats = true, shareRegisters, print }: GuestExperiment,
   { release, image }: DebianGuest,
   plan: Plan,
 ): Promise<GuestResult> {
@@ -116,6 +121,7 @@ async function ownRun(
   using machine = new Machine({
     ...{ image, tap, ats, memoryMiB: MEMORY_MIB, processors: PROCESSORS, mac: MAC },
     ...{ onConsole: shell.hear, ...(lookAhead && { lookAhead }) },
+    ...(shareRegisters !== undefined && { shareRegisters }),
   })
   const started = performance.now()
   machine.start()
@@ -179,7 +185,7 @@ function quotient(ours: Rate, theirs: Rate): number {
 
 async function counted(machine: Machine, run: () => Promise<Rate>): Promise<Direction> {
   const before = stats(machine)
-  const { exits: exitsBefore } = machine.stats()
+  const { exits: exitsBefore, served: servedBefore } = machine.stats()
   const rate = await run()
   const after = stats(machine)
   const exits = machine.stats().exits - exitsBefore
@@ -190,6 +196,7 @@ async function counted(machine: Machine, run: () => Promise<Rate>): Promise<Dire
     invalidates: after.invalidates - before.invalidates,
     exits,
     exitsPer1000: Math.round((1000 * exits) / Math.max(rate.received, 1)),
+    served: machine.stats().served - servedBefore,
   }
 }
 
