@@ -233,7 +233,17 @@ export class RegisterFile<Name extends string> {
     store(this.#value, this.#find(name), value)
   }
 
-  /** One 32-bit word of a register, for what runs often. */
+  /** Where a register is in `words`: to be asked once by what runs often. */
+  index(name: Name): number {
+    return this.#find(name).offset / 4
+  }
+
+  /** The device's own view of all registers. */
+  get words(): Uint32Array {
+    return this.#words
+  }
+
+  /** One 32-bit word of a register. */
   word(name: Name, word: 0 | 1 = 0): number {
     return this.#words[this.#find(name).offset / 4 + word]
   }

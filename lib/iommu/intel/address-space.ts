@@ -51,7 +51,8 @@ export class IntelAddressSpace implements AddressSpace {
   readonly #translator: Translator
   readonly #report: Report
   readonly #qemu: boolean
-  readonly #notifiers = new Set<Notifier>()
+  /** Replaced when one comes or goes, so that all of those that are told stay the same. */
+  #notifiers: readonly Notifier[] = []
   readonly #scratch = new PageTranslation()
   #domain = NONE
   #pasid = NONE
@@ -85,7 +86,7 @@ export class IntelAddressSpace implements AddressSpace {
       state: this.state,
       ats: this.ats,
       generation: this.#generation,
-      notifiers: this.#notifiers.size,
+      notifiers: this.#notifiers.length,
     }
     return summary('IntelAddressSpace', fields, depth, options)
   }
@@ -123,8 +124,13 @@ export class IntelAddressSpace implements AddressSpace {
   }
 
   notify(notifier: Notifier): Disposable {
-    this.#notifiers.add(notifier)
-    return { [Symbol.dispose]: () => void this.#notifiers.delete(notifier) }
+    const others = (): readonly Notifier[] => this.#notifiers.filter((one) => one !== notifier)
+    this.#notifiers = [...others(), notifier]
+    return {
+      [Symbol.dispose]: () => {
+        this.#notifiers = others()
+      },
+    }
   }
 
   /** @throws InvalidState ERR_UNSUPPORTED in QEMU's way, where not every change is told */
@@ -208,8 +214,8 @@ export class IntelAddressSpace implements AddressSpace {
    * that is tried again must reach it.
    */
   #tell(firstPage: number, lastPage: number, source: InvalidationSource): void {
-    const errors: unknown[] = []
-    for (const notifier of [...this.#notifiers]) {
+    let failed: { readonly error: unknown } | undefined
+    for (const notifier of this.#notifiers) {
       try {
         if (notifier.invalidatePages !== undefined) {
           notifier.invalidatePages(firstPage, lastPage, source)
@@ -217,13 +223,13 @@ export class IntelAddressSpace implements AddressSpace {
           notifier.invalidate(iovaRange(firstPage, lastPage), source)
         }
       } catch (error) {
-        errors.push(error)
+        failed ??= { error }
       }
     }
-    if (errors.length === 0) return
+    if (failed === undefined) return
     this.#domain = MANY
     this.#pasid = MANY
-    throw errors[0]
+    throw failed.error
   }
 
   /**

@@ -140,16 +140,16 @@ export class AddressSpaces {
     which: (space: IntelAddressSpace) => boolean,
     what: (space: IntelAddressSpace) => void,
   ): void {
-    const errors: unknown[] = []
+    let failed: { readonly error: unknown } | undefined
     for (const space of this.#spaces.values()) {
       if (!which(space)) continue
       try {
         what(space)
       } catch (error) {
-        errors.push(error)
+        failed ??= { error }
       }
     }
-    if (errors.length > 0) throw errors[0]
+    if (failed !== undefined) throw failed.error
   }
 }
 

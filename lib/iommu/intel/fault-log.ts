@@ -12,6 +12,7 @@ import { FRCD, FSTS } from './registers'
 import type { FaultRecordName, RegisterName } from './registers'
 
 const { PFO, PPF, IQE, ICE, ITE, FRI } = FSTS.field
+const IQE_BIT = IQE.mask()
 const CAUSES = [PFO, PPF, IQE, ICE, ITE].reduce((mask, field) => mask | field.mask(), 0)
 /** The F bit and the source id, as words of the upper register. */
 const FAULT_BIT = FRCD.field.F.mask(3)
@@ -34,6 +35,8 @@ export interface FaultedRequest {
 
 export class FaultLog {
   readonly #registers: RegisterFile<RegisterName>
+  readonly #words: Uint32Array
+  readonly #fsts: number
   readonly #event: EventMessage
   /** The names of the recording registers, lower and upper halves. */
   readonly #low: readonly FaultRecordName[]
@@ -49,6 +52,8 @@ export class FaultLog {
     send: (interrupt: Interrupt) => void,
   ) {
     this.#registers = registers
+    this.#words = registers.words
+    this.#fsts = registers.index('FSTS')
     this.#event = new EventMessage(registers, FAULT_EVENT, send)
     const indices = Array.from({ length: has.faultRecords }, (_, i) => i)
     this.#low = indices.map((i) => `FRCD${i}_LOW` as const)
@@ -87,12 +92,12 @@ export class FaultLog {
   /** An error of the invalidation queue has the same status register and event (7.3). */
   queueError(): void {
     const before = this.#status
-    this.#status = before | IQE.mask()
+    this.#status = before | IQE_BIT
     this.#raise(before)
   }
 
   get queueErrorPending(): boolean {
-    return (this.#status & IQE.mask()) !== 0
+    return (this.#words[this.#fsts] & IQE_BIT) !== 0
   }
 
   /** After software wrote FSTS: the event is serviced when no cause is left (11.4.7.2). */
@@ -141,10 +146,10 @@ export class FaultLog {
   }
 
   get #status(): number {
-    return this.#registers.word('FSTS')
+    return this.#words[this.#fsts]
   }
 
   set #status(value: number) {
-    this.#registers.setWord('FSTS', value)
+    this.#words[this.#fsts] = value
   }
 }

@@ -45,6 +45,10 @@ export class InvalidationQueue {
   readonly #memory: TableMemory
   readonly #has: Capabilities
   readonly #registers: RegisterFile<RegisterName>
+  /** The registers that each descriptor needs: their words, and where these are. */
+  readonly #words: Uint32Array
+  readonly #iqt: number
+  readonly #iqh: number
   readonly #faults: FaultLog
   readonly #spaces: AddressSpaces
   readonly #tableMode: () => number
@@ -77,6 +81,9 @@ export class InvalidationQueue {
     this.#memory = memory
     this.#has = has
     this.#registers = registers
+    this.#words = registers.words
+    this.#iqt = registers.index('IQT')
+    this.#iqh = registers.index('IQH')
     this.#faults = faults
     this.#spaces = spaces
     this.#tableMode = tableMode
@@ -197,12 +204,13 @@ export class InvalidationQueue {
 
   #run(): void {
     while (this.#enabled && !this.#faults.queueErrorPending) {
-      const error = this.#checkTail() || this.#checkMode()
+      const tail = this.#tail
+      const error = this.#checkTail(tail) || this.#checkMode(tail)
       if (error !== ERROR.none) {
         this.#stop(error)
         return
       }
-      if (this.#head === this.#tail) return
+      if (this.#head === tail) return
       const epoch = this.#epoch
       const failed = this.#execute()
       if (epoch !== this.#epoch) continue
@@ -215,18 +223,19 @@ export class InvalidationQueue {
   }
 
   get #tail(): number {
-    const units = this.#registers.field('IQT', IQT.field.QT)
+    const units = IQT.field.QT.read(this.#words, this.#iqt)
     return this.#wide ? Math.floor(units / 2) : units
   }
 
-  #checkTail(): QueueError {
-    if (this.#wide && this.#registers.field('IQT', IQT.field.QT) % 2 === 1) return ERROR.alignment
-    return this.#tail < this.#entries ? ERROR.none : ERROR.tail
+  #checkTail(tail: number): QueueError {
+    const odd = this.#wide && IQT.field.QT.read(this.#words, this.#iqt) % 2 === 1
+    if (odd) return ERROR.alignment
+    return tail < this.#entries ? ERROR.none : ERROR.tail
   }
 
   /** Which widths of descriptors go with which tables (11.4.9.9, IQEI); QEMU takes all. */
-  #checkMode(): QueueError {
-    if (this.#has.qemu || this.#head === this.#tail) return ERROR.none
+  #checkMode(tail: number): QueueError {
+    if (this.#has.qemu || this.#head === tail) return ERROR.none
     const wanted = this.#wideAsked
     switch (this.#tableMode()) {
       case TABLE_MODE.legacy:
@@ -246,7 +255,7 @@ export class InvalidationQueue {
 
   #moveHead(head: number): void {
     this.#head = head
-    this.#registers.setField('IQH', IQT.field.QT, this.#wide ? head * 2 : head)
+    IQT.field.QT.write(this.#words, this.#wide ? head * 2 : head, this.#iqh)
   }
 
   /** The descriptor at the head: copied, checked, then done. */
