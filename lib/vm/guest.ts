@@ -21,6 +21,11 @@ export interface Job {
   readonly packed: boolean
   /** Whether the file server may do everything to the host's files: whether root runs it. */
   readonly ownsFiles: boolean
+  /**
+   * A command that runs beside the job, started before there is more than one processor, and says a
+   * line when it is ready. Empty: none.
+   */
+  readonly before?: readonly string[]
   /** Empty for an interactive shell. */
   readonly command: readonly string[]
   /** The whole environment. */
@@ -81,6 +86,8 @@ echo 'stage modules' >&8
 read -r length <&7
 dd bs=1 count="$length" <&7 >/settings 2>/dev/null
 read -r length <&7
+dd bs=1 count="$length" <&7 >/before 2>/dev/null
+read -r length <&7
 dd bs=1 count="$length" <&7 >/job 2>/dev/null
 . /settings
 
@@ -119,7 +126,7 @@ ln -sf /proc/self/fd/1 /new/dev/stdout
 ln -sf /proc/self/fd/2 /new/dev/stderr
 rm -f /new/dev/ptmx
 ln -s pts/ptmx /new/dev/ptmx
-cp /bin/busybox /settings /job /run-job /new${RUN}/
+cp /bin/busybox /settings /before /job /run-job /new${RUN}/
 port stdin >/new${RUN}/stdin
 port stdout >/new${RUN}/stdout
 port stderr >/new${RUN}/stderr
@@ -139,6 +146,16 @@ export const RUN_JOB_SCRIPT = `cd ${RUN}
 ifconfig lo up
 hostname vhost-iotlb
 (while read -r line <&7; do :; done; poweroff -f) &
+if [ -s before ]; then
+  mkfifo ready
+  ./busybox sh ./before >ready 2>/dev/console 7>&- 8>&- &
+  exec 3<ready
+  read -r line <&3 || echo 'vhost-iotlb: what was to run before the command has ended' >/dev/console
+  exec 3<&-
+fi
+for processor in /sys/devices/system/cpu/cpu[1-9]*/online; do
+  [ -e "$processor" ] && echo 1 >"$processor"
+done
 if [ "$terminal" = 1 ]; then
   stty rows "$rows" cols "$columns" </dev/hvc0
   echo 'stage command' >&8
@@ -173,7 +190,7 @@ echo "exit $status \${signal:-0} $(count out.count) $(count err.count)" >&8
 while :; do sleep 3600; done
 `
 
-/** The bytes of a job on the control port: two scripts, each after a line with its length. */
+/** The bytes of a job on the control port: three scripts, each after a line with its length. */
 export function encodeJob(job: Job): Buffer {
   const { terminal } = job
   const settings = [
@@ -186,9 +203,11 @@ export function encodeJob(job: Job): Buffer {
   ]
   const command = job.command.length === 0 ? ['/bin/sh', '-c', SHELL] : job.command
   const assignments = Object.entries(job.env).map(([name, value]) => `${name}=${value}`)
-  const words = ['/usr/bin/env', '-i', ...assignments, ...command].map(quoted)
-  const script = [`cd ${quoted(job.workingDirectory)} || exit 126`, `exec ${words.join(' ')}`]
-  return Buffer.concat([settings, script].map(block))
+  const exec = (words: readonly string[]): string =>
+    `exec ${['/usr/bin/env', '-i', ...assignments, ...words].map(quoted).join(' ')}`
+  const before = job.before === undefined ? [] : [exec(job.before)]
+  const script = [`cd ${quoted(job.workingDirectory)} || exit 126`, exec(command)]
+  return Buffer.concat([settings, before, script].map(block))
 }
 
 /** The interactive shell: bash where there is one. */
@@ -203,7 +222,7 @@ export function decodeResult(line: string): JobResult | undefined {
 }
 
 function block(lines: readonly string[]): Buffer {
-  const text = Buffer.from(`${lines.join('\n')}\n`)
+  const text = Buffer.from(lines.map((line) => `${line}\n`).join(''))
   return Buffer.concat([Buffer.from(`${text.length}\n`), text])
 }
 

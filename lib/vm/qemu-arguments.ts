@@ -43,6 +43,13 @@ const TCG_CPU = 'Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid,-erms'
 const TCG_NESTED_CPU = 'EPYC,+svm,-sha-ni,-monitor,-misalignsse'
 
 /**
+ * One processor until the first process brings up the others (`guest.ts`): a kernel patches itself
+ * while it starts, and what QEMU 7.2 emulates does not always stand that on two. Kernels died of a
+ * breakpoint that had gone already, in `sched_clock_cpu` and `__schedule`.
+ */
+const ONE_PROCESSOR = 'maxcpus=1'
+
+/**
  * `no_timer_check`: Linux 6.1 hung twice on "8254 timer not connected to IO-APIC" while the host
  * was loaded. `tsc=reliable`: the emulation takes the TSC of all processors from one clock of the
  * host; a kernel that does not trust it reads the HPET instead, which is an access to a device (16
@@ -58,8 +65,8 @@ const KERNEL_ARGUMENTS = [
   'mitigations=off',
 ]
 
-export function kernelArguments(): string {
-  return KERNEL_ARGUMENTS.join(' ')
+export function kernelArguments(accelerator: Accelerator): string {
+  return [...KERNEL_ARGUMENTS, ...(accelerator === 'tcg' ? [ONE_PROCESSOR] : [])].join(' ')
 }
 
 export function qemuArguments(settings: QemuSettings): string[] {
@@ -80,7 +87,14 @@ export function qemuArguments(settings: QemuSettings): string[] {
     ...port('stdin', descriptors.stdin),
     // Last: the guest takes its presence as a sign that the others are there.
     ...port('stderr', descriptors.stderr),
-    ...['-kernel', settings.kernel, '-initrd', settings.image, '-append', kernelArguments()],
+    ...[
+      '-kernel',
+      settings.kernel,
+      '-initrd',
+      settings.image,
+      '-append',
+      kernelArguments(accelerator),
+    ],
   ]
 }
 

@@ -5,6 +5,7 @@
  */
 import { accessSync, constants, readFileSync, realpathSync } from 'node:fs'
 import { constants as osConstants } from 'node:os'
+import { join } from 'node:path'
 import { Writable, type Readable } from 'node:stream'
 import { defaultCacheDirectory } from './cache'
 import type { Job, JobResult, TerminalSize } from './guest'
@@ -116,7 +117,10 @@ export async function runInVm(options: VmOptions): Promise<VmResult> {
       image: packedImage ?? prepared.image,
       ...{ accelerator, cpus, memoryMiB, nested, timeoutSeconds },
       ...{ stdin: options.stdin, stdout: stdout.stream, stderr: stderr.stream },
-      job: jobOf(options, packedImage !== undefined),
+      job: {
+        ...jobOf(options, packedImage !== undefined),
+        ...(nested && accelerator === 'tcg' && { before: keepVirtualisationOn() }),
+      },
       bootSeconds: BOOT_SECONDS[accelerator],
       signal: options.signal,
       onStage: (stage) => {
@@ -182,6 +186,16 @@ function hardwareVirtualisation(): boolean {
   } catch {
     return false
   }
+}
+
+/**
+ * A machine that is there before there is a second processor, and as long as the VM: what Linux
+ * patches in itself for the first machine, and KVM for the first processor, is then patched once,
+ * with nobody else at it (`vmm/idle-machine.ts`, `qemu-arguments.ts`).
+ */
+function keepVirtualisationOn(): readonly string[] {
+  const script = 'require(process.argv[1]).idleMachine(); console.log(); setInterval(() => {}, 1e9)'
+  return [process.execPath, '-e', script, join(packageDirectory(), 'dist/vmm/idle-machine.js')]
 }
 
 /** What is emulated has AMD's. */

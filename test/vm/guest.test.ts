@@ -37,7 +37,7 @@ describe('encodeJob', () => {
   it('runs the command in its directory with just that environment', () => {
     const env = { A: '1', B: 'two words\nand $lines' }
     const job: Job = { ...JOB, workingDirectory: '/usr', command: ['sh', '-c', 'pwd; env'], env }
-    const [, script] = blocks(encodeJob(job))
+    const [, , script] = blocks(encodeJob(job))
     const lines = sh(script)
       .split('\n')
       .filter((line) => !/^(PWD|OLDPWD|_|SHLVL)=/.test(line))
@@ -49,16 +49,24 @@ describe('encodeJob', () => {
     const argument = fc.string({ unit: 'grapheme', maxLength: 12 }).filter((s) => !s.includes('\0'))
     fc.assert(
       fc.property(fc.array(argument, { maxLength: 4 }), (args) => {
-        const [, script] = blocks(encodeJob({ ...JOB, command: ['printf', '%s\\0', '-', ...args] }))
+        const [, , script] = blocks(
+          encodeJob({ ...JOB, command: ['printf', '%s\\0', '-', ...args] }),
+        )
         expect(sh(script).split('\0').slice(1, -1)).toEqual(args)
       }),
       { numRuns: 30 },
     )
   })
 
+  it('has nothing to run before the command, or what is asked for, in the same environment', () => {
+    expect(blocks(encodeJob(JOB))[1]).toBe('')
+    const job: Job = { ...JOB, before: ['sh', '-c', 'echo "$A ready"'], env: { A: 'it is' } }
+    expect(sh(blocks(encodeJob(job))[1])).toBe('it is ready\n')
+  })
+
   it('does not run the command elsewhere when its directory is missing', () => {
     const job: Job = { ...JOB, workingDirectory: '/no/such', command: ['echo', 'ran'] }
-    const [, script] = blocks(encodeJob(job))
+    const [, , script] = blocks(encodeJob(job))
     expect(sh(`(${script}) 2>/dev/null || echo $?`)).toBe('126\n')
   })
 })
