@@ -43,9 +43,10 @@ const TCG_CPU = 'Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid,-erms'
 const TCG_NESTED_CPU = 'EPYC,+svm,-sha-ni,-monitor,-misalignsse'
 
 /**
- * One processor until the first process brings up the others (`guest.ts`): a kernel patches itself
- * while it starts, and what QEMU 7.2 emulates does not always stand that on two. Kernels died of a
- * breakpoint that had gone already, in `sched_clock_cpu` and `__schedule`.
+ * Where there is virtualisation: one processor until the first process brings up the others
+ * (`guest.ts`), once what the kernel patches in itself for machines of KVM is patched. What QEMU 7.2
+ * emulates does not always stand that on two: kernels died in `__schedule` of a breakpoint that had
+ * gone already.
  */
 const ONE_PROCESSOR = 'maxcpus=1'
 
@@ -65,8 +66,9 @@ const KERNEL_ARGUMENTS = [
   'mitigations=off',
 ]
 
-export function kernelArguments(accelerator: Accelerator): string {
-  return [...KERNEL_ARGUMENTS, ...(accelerator === 'tcg' ? [ONE_PROCESSOR] : [])].join(' ')
+export function kernelArguments(settings: Pick<QemuSettings, 'accelerator' | 'nested'>): string {
+  const one = settings.accelerator === 'tcg' && settings.nested === true
+  return [...KERNEL_ARGUMENTS, ...(one ? [ONE_PROCESSOR] : [])].join(' ')
 }
 
 export function qemuArguments(settings: QemuSettings): string[] {

@@ -191,7 +191,7 @@ function hardwareVirtualisation(): boolean {
 /**
  * A machine that is there before there is a second processor, and as long as the VM: what Linux
  * patches in itself for the first machine, and KVM for the first processor, is then patched once,
- * with nobody else at it (`vmm/idle-machine.ts`, `qemu-arguments.ts`).
+ * with nobody else at it (`qemu-arguments.ts`).
  */
 function keepVirtualisationOn(): readonly string[] {
   const script = 'require(process.argv[1]).idleMachine(); console.log(); setInterval(() => {}, 1e9)'
