@@ -95,7 +95,7 @@ export function qemuArguments(settings: QemuSettings): string[] {
       '-initrd',
       settings.image,
       '-append',
-      kernelArguments(accelerator),
+      kernelArguments(settings),
     ],
   ]
 }

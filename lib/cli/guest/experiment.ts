@@ -90,7 +90,7 @@ const IN_RATE: Readonly<Record<GuestMode, number>> = {
   off: 20_000,
 }
 /** Frames each way before those that are compared. */
-const WARM_UP_FRAMES = 2000
+const WARM_UP_FRAMES = 10_000
 
 /**
  * On a host with /dev/kvm and /dev/vhost-net.
