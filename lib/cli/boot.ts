@@ -142,13 +142,9 @@ class Keyboard implements Disposable {
   }
 }
 
-function summary(
-  ending: Ending,
-  seconds: number,
-  { boots, exits, served, recordedFaults, nic }: MachineStats,
-) {
+function summary(ending: Ending, seconds: number, { nic, ...machine }: MachineStats) {
   const why = ending.how === 'failed' ? `failed: ${ending.reason}` : ending.how
-  const counts = { boots, exits, served, recordedFaults, ...nic }
+  const counts = { ...machine, ...nic }
   const lines = Object.entries(counts).map(
     ([name, value]) => `${name.padEnd(16)} ${JSON.stringify(value)}`,
   )

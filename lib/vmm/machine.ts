@@ -78,6 +78,8 @@ export type Ending =
 
 export interface MachineStats {
   readonly boots: number
+  /** Boots that followed a triple fault, and not a guest's order. */
+  readonly tripleFaults: number
   /** Exits of the processors that were handled here. */
   readonly exits: number
   /** New tails of the invalidation queue that came without an exit (`shareRegisters`). */
@@ -108,6 +110,7 @@ export class Machine implements Disposable {
   #vcpus: readonly Vcpu[] = []
   #end: (ending: Ending) => void = () => undefined
   #boots = 0
+  #tripleFaults = 0
   #pastExits = 0
   #pastServed = 0
   #unit: Disposable | undefined
@@ -154,6 +157,7 @@ export class Machine implements Disposable {
     const served = this.#pastServed + (this.#page?.served ?? 0)
     return {
       boots: this.#boots,
+      tripleFaults: this.#tripleFaults,
       exits,
       served,
       nic: this.net.nic.stats(),
@@ -266,8 +270,12 @@ export class Machine implements Disposable {
   }
 
   #stopped(stop: VcpuStop): void {
-    if (stop.how === 'shutdown') this.#reset()
-    else this.#stop(stop)
+    if (stop.how !== 'shutdown') {
+      this.#stop(stop)
+      return
+    }
+    this.#tripleFaults++
+    this.#reset()
   }
 
   /** Not inside the exit that asks for it. */

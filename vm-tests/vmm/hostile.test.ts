@@ -4,7 +4,7 @@ import type { Tap } from '../../lib/vhost/tap'
 import { ECAM, PCI_WINDOW, REMAPPING_BASE } from '../../lib/vmm/layout'
 import { Machine } from '../../lib/vmm/machine'
 import { quietTap } from '../support/quiet-tap'
-import { program } from './program'
+import { dieOnce, program } from './program'
 import type { Access } from './program'
 
 const PORT = ECAM.base + 0x8000
@@ -26,8 +26,8 @@ afterEach(() => {
 })
 
 /** Runs a bare program to its power-off. */
-async function run(accesses: readonly Access[]): Promise<Machine> {
-  const machine = new Machine({ image: { code: program(accesses) }, tap, memoryMiB: 256 })
+async function run(code: Uint8Array): Promise<Machine> {
+  const machine = new Machine({ image: { code }, tap, memoryMiB: 256 })
   const failures: unknown[] = []
   machine.net.pci.onFailure((cause) => failures.push(cause))
   try {
@@ -76,29 +76,32 @@ function anything(seed: number, windows: readonly (readonly [number, number])[])
 
 describe('a bare guest', () => {
   it('powers off by the register that ACPI names', async () => {
-    const machine = await run([])
-    expect(machine.stats().boots).toBe(1)
+    const machine = await run(program([]))
+    expect(machine.stats()).toMatchObject({ boots: 1, tripleFaults: 0 })
+  })
+
+  it('is started again after a triple fault, which is counted as that', async () => {
+    const machine = await run(dieOnce(0x20_0000))
+    expect(machine.stats()).toMatchObject({ boots: 2, tripleFaults: 1 })
   })
 
   it.each(Array.from({ length: SEEDS }, (_, seed) => seed + 1))(
     'writes anything into the registers of the remapping unit (seed %i)',
     async (seed) => {
-      await run(anything(seed, [[REMAPPING_BASE, 0x300]]))
+      await run(program(anything(seed, [[REMAPPING_BASE, 0x300]])))
     },
   )
 
   it.each(Array.from({ length: SEEDS }, (_, seed) => seed + 1))(
     'writes anything into configuration space and the card (seed %i)',
     async (seed) => {
-      await run([
-        ...SETUP,
-        ...anything(seed, [
-          [PORT, 0x140],
-          [CARD, 0x140],
-          [PCI_WINDOW.base, 0x6000],
-          [ECAM.base, ECAM.bytes - 8],
-        ]),
-      ])
+      const windows = [
+        [PORT, 0x140],
+        [CARD, 0x140],
+        [PCI_WINDOW.base, 0x6000],
+        [ECAM.base, ECAM.bytes - 8],
+      ] as const
+      await run(program([...SETUP, ...anything(seed, windows)]))
     },
   )
 })

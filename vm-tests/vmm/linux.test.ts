@@ -2,6 +2,7 @@
  * A stock Debian kernel on our machine, its network card served by the kernel's vhost-net: the
  * driver that programs the VT-d here was written by nobody of this project.
  */
+import { writeFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { inspect } from 'node:util'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -14,6 +15,12 @@ import { mappedPages } from './second-stage'
 const CARD = 0x0100
 /** How often the guest is started again: `GUEST_REBOOTS=50` for more. */
 const REBOOTS = Number(process.env['GUEST_REBOOTS'] ?? 2)
+
+/**
+ * Frames that wait at the tap while nobody takes them. The guest gets all of them before the answer to
+ * its first question, which it waits 3 s for, and an emulated one takes a second for some hundreds.
+ */
+const QUEUED = 16
 
 describe('Linux with intel_iommu=on and iommu.strict=1', () => {
   let guest: Guest
@@ -83,16 +90,17 @@ describe('Linux with intel_iommu=on and iommu.strict=1', () => {
   it.each(Array.from({ length: REBOOTS }, (_, i) => i + 1))(
     'reboots while frames are under way, and works again: %i',
     async () => {
-      const { boots } = guest.machine.stats()
+      const before = guest.machine.stats()
       await using flood = await Flood.into(guest.tap.name)
       guest.machine.type(Buffer.from('reboot -f\n'))
       await guest.shell.ready(guest.machine, BOOT_SECONDS)
       await flood[Symbol.asyncDispose]()
       await guest.up()
       expect(await guest.ping()).toBe(PINGS)
-      const { nic, recordedFaults, boots: after } = guest.machine.stats()
+      const { nic, recordedFaults, boots, tripleFaults } = guest.machine.stats()
       expect({ faults: nic.faults, recordedFaults }).toEqual({ faults: 0, recordedFaults: 0 })
-      expect(after, guest.shell.said.slice(-2000)).toBe(boots + 1)
+      const ordered = boots - tripleFaults - (before.boots - before.tripleFaults)
+      expect(ordered, guest.shell.said.slice(-2000)).toBe(1)
       expect(guest.machine.net.pci.ats?.enabled).toBe(true)
     },
     240_000,
@@ -118,6 +126,7 @@ class Flood implements AsyncDisposable {
   }
 
   static async into(name: string): Promise<Flood> {
+    writeFileSync(`/sys/class/net/${name}/tx_queue_len`, String(QUEUED))
     return new Flood(await PacketSocket.open(name))
   }
 

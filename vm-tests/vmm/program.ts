@@ -39,6 +39,19 @@ export function loop(accesses: readonly Access[], count: number): Uint8Array {
   ])
 }
 
+/** A triple fault, and a power-off in the run after it: what tells them apart is kept at `mark`. */
+export function dieOnce(mark: number): Uint8Array {
+  const first = instructions({ at: mark, size: 1, value: 1 })
+  // test al, al; jnz … ud2, for which there is no interrupt table
+  return Buffer.concat([
+    instructions({ at: mark, size: 1 }),
+    Uint8Array.of(0x84, 0xc0, 0x75, first.length + 2),
+    first,
+    Uint8Array.of(0x0f, 0x0b),
+    program([]),
+  ])
+}
+
 function instructions({ at, size, value }: Access): Uint8Array {
   const prefix = size === 2 ? [WORD] : size === 8 ? [QUAD] : []
   const one = size === 1 ? 0 : 1
