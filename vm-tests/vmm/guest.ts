@@ -1,5 +1,6 @@
 /** A Linux guest of ours in the nested VM, with a tap that has an address, and a shell into it. */
 import { release } from 'node:os'
+import { ping } from '../../lib/cli/guest/traffic'
 import type { KernelLine } from '../../lib/vm/kernel'
 import { setAddress } from '../../lib/vhost/interface'
 import type { Tap } from '../../lib/vhost/tap'
@@ -52,9 +53,8 @@ export class Guest implements AsyncDisposable {
   }
 
   /** How many of `PINGS` echo requests to this host were answered. */
-  async ping(): Promise<number> {
-    const said = await this.run(`ping -c ${PINGS} -i 0.1 ${HOST_IP}`)
-    return Number(/(\d+) packets received/.exec(said)?.[1])
+  ping(): Promise<number> {
+    return ping(this.shell, HOST_IP, PINGS)
   }
 
   async up(): Promise<void> {

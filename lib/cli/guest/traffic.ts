@@ -53,6 +53,8 @@ const SINK_IP = '192.0.2.9'
 /** Seconds after which a kernel asks a neighbour whether it is still there: not during this. */
 const NO_PROBE = 86_400
 export const PINGS = 5
+const PING_SECONDS = 20
+const PATIENCE_SECONDS = 100
 const FRAME_BYTES = 60
 const TURN_MS = 20
 /**
@@ -77,8 +79,20 @@ export async function connect({ shell, tap }: Ends): Promise<number> {
   await shell.run('echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6')
   await shell.run(`echo ${NO_PROBE} >/proc/sys/net/ipv4/neigh/eth0/delay_first_probe_time`)
   await shell.run(`ip addr add ${GUEST_IP}/24 dev eth0; ip link set eth0 up`)
-  const said = await shell.run(`ping -c ${PINGS} -i 0.2 ${HOST_IP}`)
-  return Number(/(\d+) packets received/.exec(said)?.[1] ?? 0)
+  return ping(shell, HOST_IP, PINGS)
+}
+
+/**
+ * One echo request after the other: of several at once, busybox gives those up that take longer than
+ * two of the others, or than 1 s, and an emulated guest may stand still for that long.
+ * @param ip who is asked @returns how many answered
+ */
+export async function ping(shell: GuestShell, ip: string, count: number): Promise<number> {
+  // As long as it takes to learn the neighbour's address, too.
+  await shell.run(`echo ${PING_SECONDS} >/proc/sys/net/ipv4/neigh/eth0/mcast_solicit`)
+  const one = `ping -c 1 -W ${PING_SECONDS} ${ip}`
+  const said = await shell.run(`for i in $(seq ${count}); do ${one}; done; true`, PATIENCE_SECONDS)
+  return said.match(/ 1 packets received/g)?.length ?? 0
 }
 
 /** Frames out, then in. @throws Error where they stop coming */
