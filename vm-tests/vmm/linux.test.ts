@@ -99,6 +99,8 @@ describe('Linux with intel_iommu=on and iommu.strict=1', () => {
       expect(await guest.ping()).toBe(PINGS)
       const { nic, recordedFaults, boots, tripleFaults } = guest.machine.stats()
       expect({ faults: nic.faults, recordedFaults }).toEqual({ faults: 0, recordedFaults: 0 })
+      // An emulated processor's VMRUN can begin at the instruction behind it, in its host: a guest that
+      // has no interrupt table yet dies of that, and is reset (QEMU 7.2, seen on 6.1).
       const ordered = boots - tripleFaults - (before.boots - before.tripleFaults)
       expect(ordered, guest.shell.said.slice(-2000)).toBe(1)
       expect(guest.machine.net.pci.ats?.enabled).toBe(true)
