@@ -1,7 +1,17 @@
 // `npm test`: format, lint, types, unit tests, then the VM tests on each kernel; one line at the end
 // adds everything up. Where the host itself has /dev/vhost-net and root, the VM tests run on it.
 //   node test/run.mjs [static] [unit] [vm] [6.12] [6.1]     no name: all of them
-import { count, finish, hostHas, hostHasVhost, inVm, node, run, suite } from './suites.mjs'
+import {
+  count,
+  finish,
+  hostHas,
+  hostHasVhost,
+  inVm,
+  node,
+  run,
+  suite,
+  transform,
+} from './suites.mjs'
 
 const wanted = process.argv.slice(2)
 const all = wanted.length === 0
@@ -29,6 +39,8 @@ if (wants('vm')) {
     await suite('VM tests on this host', 'vm-tests/vitest.config.mts')
     if (hostHas('/dev/kvm')) await suite('guests on this host', 'vm-tests/vmm/vitest.config.mts')
   } else {
+    await transform('vm-tests/vitest.config.mts')
+    await transform('vm-tests/vmm/vitest.config.mts')
     for (const kernel of kernels) {
       await suite(`VM tests on Linux ${kernel}`, 'vm-tests/vitest.config.mts', {
         prefix: inVm(kernel, 600),

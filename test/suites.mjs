@@ -69,6 +69,16 @@ export async function suite(title, config, { prefix = [], files = [] } = {}) {
   return { ...counted, seconds }
 }
 
+/**
+ * Has the modules of a suite transformed here, and kept for its runs in the nested VM
+ * (`fsModuleCache`), where each would do that anew on emulated processors. What cannot be loaded is
+ * left for those runs to say.
+ */
+export async function transform(config) {
+  const listing = ['--config', config, `--json=${join(root, 'build', 'tests.json')}`]
+  await run(node, [vitest, 'list', ...listing])
+}
+
 /** Whether the VM tests can run on this host itself. */
 export function hostHasVhost() {
   return hostHas('/dev/vhost-net')

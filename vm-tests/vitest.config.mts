@@ -9,6 +9,8 @@ export default defineConfig({
     exclude: ['vm-tests/vm/**', 'vm-tests/vmm/**', 'vm-tests/acpi/**', 'vm-tests/release/**'],
     pool: 'threads',
     isolate: false,
+    // What `test/run.mjs` has transformed on the host need not be where processors are emulated.
+    experimental: { fsModuleCache: true },
     fileParallelism: false,
     testTimeout: 60_000,
     hookTimeout: 60_000,

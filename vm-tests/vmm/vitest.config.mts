@@ -8,6 +8,8 @@ export default defineConfig({
     globalSetup: ['vm-tests/vmm/hold-kvm.ts'],
     pool: 'threads',
     isolate: false,
+    // What `test/run.mjs` has transformed on the host need not be where processors are emulated.
+    experimental: { fsModuleCache: true },
     fileParallelism: false,
     testTimeout: 120_000,
     hookTimeout: 240_000,

@@ -132,11 +132,11 @@ async function sendOut<R extends Rate>(
   return observe('out', async () => {
     const started = performance.now()
     await shell.run('echo start >pgctrl', patience(packets))
-    const ended = await quietened(frames)
-    const received = frames() - before
     // The driver counts a frame when it takes it back, which the last ones have to wait for.
-    const sent = Math.max(packets, received, (await left()) - first)
-    return rate(sent, received, ended - started)
+    const sent = Math.max(packets, (await left()) - first)
+    const ended = await quietened(frames, before + sent)
+    const received = frames() - before
+    return rate(Math.max(sent, received), received, ended - started)
   })
 }
 
@@ -149,10 +149,10 @@ async function sendIn<R extends Rate>(
   observe: Observe<R>,
 ): Promise<R> {
   const arrived = (): Promise<number> => guestStatistic(shell, 'rx_packets')
-  // What is on its way now has been counted at the tap already.
-  await quietened(arrived)
-  const before = await arrived()
   const taken = (): number => statistic(tap, 'tx_packets')
+  // What is on its way now has been counted at the tap already.
+  await quietened(arrived, taken())
+  const before = await arrived()
   return observe('in', async () => {
     const started = performance.now()
     const first = taken()
@@ -167,9 +167,10 @@ async function sendIn<R extends Rate>(
       }
     }
     const ended = await quietened(taken)
+    const sent = taken() - first
     // The guest has yet to take what its queue holds.
-    await quietened(arrived)
-    return rate(taken() - first, (await arrived()) - before, ended - started)
+    await quietened(arrived, before + sent)
+    return rate(sent, (await arrived()) - before, ended - started)
   })
 }
 
@@ -193,13 +194,17 @@ function patience(packets: number): number {
 }
 
 /**
- * Waits until nothing moves any more: what is in the queues when the generator ends still counts.
+ * Waits until it has counted so many, or nothing moves any more: what is in the queues when the
+ * generator ends still counts.
  * @returns when it moved last, in milliseconds of `performance.now()`
  */
-async function quietened(count: () => number | Promise<number>): Promise<number> {
+async function quietened(
+  count: () => number | Promise<number>,
+  enough = Infinity,
+): Promise<number> {
   let now = await count()
   let moved = performance.now()
-  while (performance.now() - moved < SETTLE_MS) {
+  while (now < enough && performance.now() - moved < SETTLE_MS) {
     await sleep(TURN_MS)
     const last = now
     now = await count()
