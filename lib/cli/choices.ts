@@ -1,6 +1,7 @@
 /**
- * The words that options take. They are apart from the commands that they are for, so that a command
- * line is understood, and completed, without the code of any command: that is loaded when it runs.
+ * The words that options take. They are apart from the commands that they are for, so that a
+ * command line is understood, and completed, without the code of any command: that is loaded when
+ * it runs.
  */
 import type { Access } from '../address'
 import type { LookAheadMode } from '../iotlb/look-ahead'
