@@ -13,7 +13,7 @@ import { cpioArchive } from '../../lib/vm/cpio'
 import type { CpioEntry } from '../../lib/vm/cpio'
 import { DIES_WITH_PARENT } from '../../lib/vm/file-server'
 import type { KernelLine } from '../../lib/vm/kernel'
-import { prepare } from '../../lib/vm/prepare'
+import { provide } from '../../lib/vm/prepare'
 
 export interface Boot {
   readonly line: KernelLine
@@ -34,12 +34,7 @@ const COMMAND_LINE = 'console=ttyS0 panic=-1 no_timer_check tsc=unstable'
 
 /** @throws VmError without QEMU or a kernel, Error for a machine that does not end */
 export async function boot(options: Boot): Promise<string> {
-  const { tools, kernel } = await prepare(
-    defaultCacheDirectory(),
-    options.line,
-    [],
-    () => undefined,
-  )
+  const { tools, kernel } = await provide(defaultCacheDirectory(), options.line)
   const directory = mkdtempSync(join(tmpdir(), 'vhost-iotlb-acpi-'))
   try {
     for (const [name, bytes] of Object.entries(options.files ?? {})) {
