@@ -167,10 +167,9 @@ async function sendIn<R extends Rate>(
       }
     }
     const ended = await quietened(taken)
-    const sent = taken() - first
     // The guest has yet to take what its queue holds.
-    await quietened(arrived, before + sent)
-    return rate(sent, (await arrived()) - before, ended - started)
+    await quietened(arrived)
+    return rate(taken() - first, (await arrived()) - before, ended - started)
   })
 }
 
