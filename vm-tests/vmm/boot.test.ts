@@ -1,10 +1,11 @@
 /** The command `boot`, from outside: a process with a console, and a guest at the other end of it. */
 import { spawn, spawnSync } from 'node:child_process'
+import type { ChildProcess } from 'node:child_process'
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { setAddress } from '../../lib/vhost/interface'
 import { debianGuest } from '../../lib/vmm/debian-guest'
 import { READY } from '../../lib/vmm/guest-shell'
@@ -12,13 +13,13 @@ import { GUEST_IP, HOST_IP, sameLine } from './guest'
 
 const MAIN = join(new URL('../..', import.meta.url).pathname, 'dist/cli/main.js')
 const TAP = 'booted'
-const ENDED_TAP = 'ended'
 const BOOT_SECONDS = 60
 const SECOND = 1000
 
 let directory: string
 let kernel: string
 let files: readonly string[]
+let child: ChildProcess | undefined
 
 beforeAll(async () => {
   const { image } = await debianGuest(sameLine(), 'strict')
@@ -37,9 +38,15 @@ afterAll(() => {
   rmSync(directory, { recursive: true })
 })
 
-/** A process with what it writes, and how it ends: with the test at the latest. */
+afterEach(() => {
+  child?.kill('SIGKILL')
+  child = undefined
+})
+
+/** A process with what it writes, and how it ends. */
 function start(program: string, args: readonly string[]) {
   const process = spawn(program, args)
+  child = process
   const said = { out: '', err: '' }
   process.stdout.on('data', (bytes: Buffer) => (said.out += bytes.toString()))
   process.stderr.on('data', (bytes: Buffer) => (said.err += bytes.toString()))
@@ -48,11 +55,7 @@ function start(program: string, args: readonly string[]) {
       resolve(status ?? signal)
     })
   })
-  const end = async (): Promise<void> => {
-    process.kill('SIGKILL')
-    await ended
-  }
-  return { process, said, ended, [Symbol.asyncDispose]: end }
+  return { process, said, ended }
 }
 
 const boot = (...args: readonly string[]) => start(process.execPath, [MAIN, 'boot', ...args])
@@ -67,8 +70,7 @@ async function until(done: () => boolean, seconds: number, what: () => string): 
 
 describe('vhost-iotlb boot', () => {
   it(`is a console of a guest that this host can ping, and ends as the guest powers off`, async () => {
-    await using booted = boot(...files, '--tap', TAP, '--json')
-    const { process, said, ended } = booted
+    const { process, said, ended } = boot(...files, '--tap', TAP, '--json')
     const hears = (text: string) =>
       until(
         () => said.err.includes(text),
@@ -95,14 +97,14 @@ describe('vhost-iotlb boot', () => {
     expect(Number(result['boots']) - Number(result['tripleFaults'])).toBe(1)
     expect(result['nic']).toMatchObject({ faults: 0, entries: 0 })
   })
-})
 
-// Most of their time is that of a process which starts: it goes by for all of them at once.
-describe.concurrent('the end of vhost-iotlb boot', () => {
   it('ends by Ctrl-] on a terminal, which it leaves as it found it', async () => {
     const quoted = [process.execPath, MAIN, 'boot', ...files].map((word) => `'${word}'`).join(' ')
-    await using shell = start('script', ['-qec', `${quoted}; echo status $?; stty -a`, '/dev/null'])
-    const { process: terminal, said, ended } = shell
+    const {
+      process: terminal,
+      said,
+      ended,
+    } = start('script', [...['-qec', `${quoted}; echo status $?; stty -a`, '/dev/null']])
     await until(
       () => said.out.includes('Ctrl-]'),
       BOOT_SECONDS,
@@ -115,24 +117,22 @@ describe.concurrent('the end of vhost-iotlb boot', () => {
   })
 
   it('ends by SIGTERM, with its tap', async () => {
-    await using booted = boot(...files, '--tap', ENDED_TAP)
-    const { process, said, ended } = booted
+    const { process, said, ended } = boot(...files, '--tap', TAP)
     await until(
-      () => existsSync(`/sys/class/net/${ENDED_TAP}`),
+      () => existsSync(`/sys/class/net/${TAP}`),
       BOOT_SECONDS,
       () => said.err,
     )
     process.kill('SIGTERM')
     expect(await ended).toBe('SIGTERM')
-    expect(existsSync(`/sys/class/net/${ENDED_TAP}`)).toBe(false)
+    expect(existsSync(`/sys/class/net/${TAP}`)).toBe(false)
   })
 
   it.each<[string, () => readonly string[], RegExp]>([
     ['what is no bzImage', () => ['--kernel', MAIN], /not a Linux kernel image/],
     ['five processors', () => ['--kernel', kernel, '--cpus', '5'], /processors .* 1 to 4: 5/],
   ])('says in one line that it cannot with %s', async (_what, args, message) => {
-    await using booted = boot(...args())
-    const { said, ended } = booted
+    const { said, ended } = boot(...args(), '--tap', TAP)
     expect(await ended).toBe(1)
     expect(said.out).toBe('')
     expect(said.err).toMatch(new RegExp(`^vhost-iotlb: .*${message.source}.*\n$`))
