@@ -5,13 +5,21 @@ import { ECAM, PCI_WINDOW, REMAPPING_BASE } from '../../lib/vmm/layout'
 import { Machine } from '../../lib/vmm/machine'
 import { quietTap } from '../support/quiet-tap'
 import { dieOnce, program } from './program'
-import type { Access } from './program'
+import type { Access, Delay } from './program'
 
 const PORT = ECAM.base + 0x8000
 const CARD = ECAM.base + 0x100000
 const COMMAND = 4
 const BAR = 0x10
 const BUS_NUMBERS = 0x18
+/** Registers of the unit, and bits of its command (VT-d 5.10 11.4). */
+const [GCMD, RTADDR, IQT, IQA] = [0x18, 0x20, 0x88, 0x90].map((at) => REMAPPING_BASE + at)
+const [SRTP, QIE, TE] = [0x40000000, 0x04000000, 0x80000000]
+const QUEUE = 0x400000
+const DESCRIPTORS = 256
+/** An invalidation of everything that is in the IOTLB (6.5.2.3). */
+const ALL_OF_IOTLB = 0x12
+const TAILS = 2000
 const SEEDS = 2
 const STORES = 400
 
@@ -59,6 +67,28 @@ function numbers(seed: number): () => number {
   }
 }
 
+/** Some hundredths of a second, in which its memory is looked at. */
+const A_WHILE: Delay = { turns: 5_000_000 }
+
+/** The unit with its queue and translation on, and invalidations one by one, as fast as they go. */
+const BUSY: readonly (Access | Delay)[] = [
+  ...Array.from({ length: DESCRIPTORS }, (_, i) => [
+    { at: QUEUE + 16 * i, size: 8 as const, value: ALL_OF_IOTLB },
+    { at: QUEUE + 16 * i + 8, size: 8 as const, value: 0 },
+  ]).flat(),
+  { at: IQA, size: 8, value: QUEUE },
+  { at: GCMD, size: 4, value: QIE },
+  { at: RTADDR, size: 8, value: 0x500000 },
+  { at: GCMD, size: 4, value: QIE | SRTP },
+  { at: GCMD, size: 4, value: (QIE | TE) >>> 0 },
+  ...Array.from({ length: TAILS }, (_, i) => ({
+    at: IQT,
+    size: 4 as const,
+    value: 16 * ((i + 1) % DESCRIPTORS),
+  })),
+  A_WHILE,
+]
+
 const SIZES = [1, 2, 4, 8] as const
 
 /** Stores and loads around a window, of values that are often almost right. */
@@ -89,6 +119,17 @@ describe('a bare guest', () => {
     'writes anything into the registers of the remapping unit (seed %i)',
     async (seed) => {
       await run(program(anything(seed, [[REMAPPING_BASE, 0x300]])))
+    },
+  )
+
+  it.each(Array.from({ length: SEEDS }, (_, seed) => seed + 1))(
+    'writes anything into them while they are its memory (seed %i)',
+    async (seed) => {
+      const machine = await run(
+        program([...BUSY, ...anything(seed, [[REMAPPING_BASE, 0x300]]), A_WHILE]),
+      )
+      expect(machine.stats().served).toBeGreaterThan(0)
+      expect(machine.stats().exits).toBeLessThan(TAILS)
     },
   )
 

@@ -43,5 +43,6 @@ describe('a stock guest', { timeout: TIMEOUT_MS }, () => {
     const result = await run({ mode: 'strict', ats: false })
     expect(result).toMatchObject({ ok: true, deviceIotlb: false, lost: 0, faults: 0 })
     expect(result.out.invalidates).toBeGreaterThanOrEqual(packets)
+    expect(result.out.served).toBeGreaterThan(packets / 2)
   })
 })

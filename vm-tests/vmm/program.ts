@@ -13,14 +13,19 @@ export interface Access {
   readonly value?: number | bigint
 }
 
+/** Turns of a loop that does nothing: time for who looks on. */
+export interface Delay {
+  readonly turns: number
+}
+
 const WORD = 0x66
 const QUAD = 0x48
 const SLEEP = 0x34
 
-export function program(accesses: readonly Access[]): Uint8Array {
+export function program(accesses: readonly (Access | Delay)[]): Uint8Array {
   const power = POWER_PORTS.base + POWER_PORTS.control
   return Buffer.concat([
-    ...accesses.map(instructions),
+    ...accesses.map((one) => ('turns' in one ? delay(one) : instructions(one))),
     // mov dx, port; mov al, value; out dx, al; hlt
     Uint8Array.of(WORD, 0xba, power & 0xff, power >> 8, 0xb0, SLEEP, 0xee, 0xf4),
   ])
@@ -50,6 +55,11 @@ export function dieOnce(mark: number): Uint8Array {
     Uint8Array.of(0x0f, 0x0b),
     program([]),
   ])
+}
+
+/** mov ecx, turns; dec ecx; jnz */
+function delay({ turns }: Delay): Uint8Array {
+  return Uint8Array.of(0xb9, ...little(turns, 4), 0xff, 0xc9, 0x75, 0xfc)
 }
 
 function instructions({ at, size, value }: Access): Uint8Array {
