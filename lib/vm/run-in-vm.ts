@@ -112,6 +112,8 @@ export async function runInVm(options: VmOptions): Promise<VmResult> {
   const stderr = outputTo(options.stderr ?? 'inherit', process.stderr)
   const boot = (accelerator: Accelerator, packedImage?: string) => {
     report('boot', `booting Linux ${prepared.kernel.release} (${accelerator}, ${cpus} CPUs)`)
+    // What is packed need not have what that takes.
+    const needsHold = nested && accelerator === 'tcg' && packedImage === undefined
     return runMachine({
       ...{ tools: prepared.tools, kernel: prepared.kernel.image },
       image: packedImage ?? prepared.image,
@@ -119,7 +121,7 @@ export async function runInVm(options: VmOptions): Promise<VmResult> {
       ...{ stdin: options.stdin, stdout: stdout.stream, stderr: stderr.stream },
       job: {
         ...jobOf(options, packedImage !== undefined),
-        ...(nested && accelerator === 'tcg' && { before: keepVirtualisationOn() }),
+        ...(needsHold && { before: keepVirtualisationOn() }),
       },
       bootSeconds: BOOT_SECONDS[accelerator],
       signal: options.signal,

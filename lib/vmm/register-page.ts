@@ -45,7 +45,7 @@ const IDLE_MS = 100
 /** Milliseconds for which exits stay, once something else than a tail has ended the sharing. */
 const PAUSE_MS = 500
 /** How long the loop waits for a tail, and how often before its other work has a turn. */
-const LOOK_MICROSECONDS = 50
+const LOOK_MICROSECONDS = 100
 const LOOKS = 8
 /** Reserved bits of GCMD (VT-d 5.10 11.4.4.1), which reads as anything: no driver writes them. */
 const NO_COMMAND = 0x7fffff
@@ -63,6 +63,8 @@ export class RegisterPage implements MmioDevice, Disposable {
   readonly #watched: readonly number[]
   #shared: Disposable | undefined
   #serving = false
+  /** Of `served`, when the head was stored last. */
+  #shown = 0
   #tails = 0
   #since = 0
   #moved = 0
@@ -167,27 +169,35 @@ export class RegisterPage implements MmioDevice, Disposable {
       if (!memory.awaitChangeU32(base + IQT, known[IQT / 4], LOOK_MICROSECONDS)) break
       this.#serve()
     }
+    this.#showHead()
     for (const at of this.#watched) {
       if (Atomics.load(this.#words, at / 4) !== known[at / 4]) this.takeBack()
     }
   }
 
-  /** A tail. The guest sees that the queue has gone on by its status, and by the head (6.5.2). */
+  /** A tail: what it submits has been done, and its status written, when this returns. */
   #serve(): void {
-    const { IQH, IQT } = REGISTER_AT
-    const { unit } = this.#options
+    const { IQT } = REGISTER_AT
     const tail = Atomics.load(this.#words, IQT / 4)
     this.#known[IQT / 4] = tail
     this.#serving = true
     try {
-      unit.writeWord(IQT, tail)
+      this.#options.unit.writeWord(IQT, tail)
     } finally {
       this.#serving = false
       if (this.#shared === undefined) this.#apply()
     }
     this.served++
-    this.#moved = this.#now()
+  }
+
+  /** After tails: the head, for software that waits for it instead of a status, and the unit's state. */
+  #showHead(): void {
+    const { IQH } = REGISTER_AT
+    const { unit } = this.#options
+    if (this.served === this.#shown) return
+    this.#shown = this.served
     Atomics.store(this.#words, IQH / 4, unit.readWord(IQH))
+    this.#moved = this.#now()
     if (!unit.steady) this.takeBack()
   }
 

@@ -5,7 +5,6 @@ export default defineConfig({
   test: {
     root: new URL('../..', import.meta.url).pathname,
     include: ['vm-tests/vmm/**/*.test.ts'],
-    globalSetup: ['vm-tests/vmm/hold-kvm.ts'],
     pool: 'threads',
     isolate: false,
     // What `test/run.mjs` has transformed on the host need not be where processors are emulated.

@@ -11,7 +11,6 @@ import type { VhostNetStats } from '../../vhost/net'
 import { debianGuest } from '../../vmm/debian-guest'
 import type { DebianGuest, GuestMode } from '../../vmm/debian-guest'
 import { GuestShell } from '../../vmm/guest-shell'
-import { idleMachine } from '../../vmm/idle-machine'
 import { Machine } from '../../vmm/machine'
 import type { MachineOptions } from '../../vmm/machine'
 import type { PEERS } from '../choices'
@@ -102,13 +101,8 @@ export async function guestExperiment(options: GuestExperiment): Promise<GuestRe
   const plan = { packets, warmUp: 0, rate: IN_RATE[mode] }
   if (beside === undefined) return ownRun(options, guest, plan)
   const warmPlan = { ...plan, warmUp: WARM_UP_FRAMES }
-  const idle = idleMachine()
-  try {
-    const own = await ownRun(options, guest, warmPlan)
-    return { ...own, ...(await compared(own, options, guest, warmPlan)) }
-  } finally {
-    idle[Symbol.dispose]()
-  }
+  const own = await ownRun(options, guest, warmPlan)
+  return { ...own, ...(await compared(own, options, guest, warmPlan)) }
 }
 
 async function ownRun(
