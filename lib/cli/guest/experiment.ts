@@ -15,7 +15,7 @@ import { Machine } from '../../vmm/machine'
 import type { MachineOptions } from '../../vmm/machine'
 import type { PEERS } from '../choices'
 import { Qemu } from './qemu'
-import { PINGS, connect, exchange, quietTap, rateText, seconds } from './traffic'
+import { NETWORKS, PINGS, connect, quietTap, rate, rateText, seconds, send } from './traffic'
 import type { Plan, Rate, Way } from './traffic'
 
 export interface GuestExperiment extends Pick<
@@ -51,7 +51,7 @@ export interface Peer extends Readonly<Record<Way, Rate>> {
 
 export interface Comparison {
   readonly peer: Peer
-  /** Frames a second: ours in those of the peer. */
+  /** Frames a second: ours in those of the peer, the median of some rounds. */
   readonly ratio: Readonly<Record<Way, number>>
 }
 
@@ -90,108 +90,186 @@ const IN_RATE: Readonly<Record<GuestMode, number>> = {
 }
 /** Frames each way before those that are compared. */
 const WARM_UP_FRAMES = 10_000
+/** By turns, because a host is not as fast at one time as at another. */
+const ROUNDS = 5
 
 /**
  * On a host with /dev/kvm and /dev/vhost-net.
  * @throws SystemError, VmError; Error where it hangs
  */
 export async function guestExperiment(options: GuestExperiment): Promise<GuestResult> {
-  const { line, mode, packets, beside } = options
+  const { line, mode, packets, beside, print } = options
   const guest = await debianGuest(line, mode)
-  const plan = { packets, warmUp: 0, rate: IN_RATE[mode] }
-  if (beside === undefined) return ownRun(options, guest, plan)
-  const warmPlan = { ...plan, warmUp: WARM_UP_FRAMES }
-  const own = await ownRun(options, guest, warmPlan)
-  return { ...own, ...(await compared(own, options, guest, warmPlan)) }
+  const plan = { packets, rate: IN_RATE[mode] }
+  using own = new OwnGuest(options, guest)
+  await own.up()
+  if (beside !== undefined) return await compared(own, options, guest, plan)
+  const out = await own.send('out', plan)
+  print(row('out', out))
+  const inward = await own.send('in', plan)
+  print(row('in', inward))
+  return own.result({ out, in: inward })
 }
 
-async function ownRun(
-  { mode, lookAhead, ats = true, shareRegisters, print }: GuestExperiment,
-  { release, image }: DebianGuest,
-  plan: Plan,
-): Promise<GuestResult> {
-  using tap = quietTap()
-  const shell = new GuestShell()
-  using machine = new Machine({
-    ...{ image, tap, ats, memoryMiB: MEMORY_MIB, processors: PROCESSORS, mac: MAC },
-    ...{ onConsole: shell.hear, ...(lookAhead && { lookAhead }) },
-    ...(shareRegisters !== undefined && { shareRegisters }),
-  })
-  const started = performance.now()
-  machine.start()
-  await shell.ready(machine, BOOT_SECONDS)
-  const bootSeconds = seconds(started)
-  print(`Linux ${release} is up after ${bootSeconds} s, ${image.commandLine}`)
-  const pings = await connect({ shell, tap })
-  print(`${pings} of ${PINGS} pings answered, ${stats(machine).misses} misses so far`)
+/** The guest on our own machine. */
+class OwnGuest implements Disposable {
+  readonly #options: GuestExperiment
+  readonly #guest: DebianGuest
+  readonly #ends = { shell: new GuestShell(), tap: quietTap() }
+  readonly #machine: Machine
+  #bootSeconds = 0
+  #pings = 0
 
-  const ways = await exchange({ shell, tap }, plan, async (way, run) => {
-    const direction = await counted(machine, run)
-    print(row(way, direction))
-    return direction
-  })
-  const deviceIotlb = machine.net.pci.ats?.enabled ?? false
-  const faults = stats(machine).faults + machine.stats().recordedFaults
-  const total = totals([ways.out, ways.in])
-  // Where all is passed through, it is for the guest: Linux 6.1 switches it on, 6.12 does not.
-  const expected = mode === 'passthrough' ? deviceIotlb : ats && mode !== 'off'
-  return {
-    ok: total.lost === 0 && pings === PINGS && faults === 0 && deviceIotlb === expected,
-    ...{ kernel: release, mode, deviceIotlb },
-    ...total,
-    ...{ bootSeconds, pings, faults, ...ways },
+  constructor(options: GuestExperiment, guest: DebianGuest) {
+    const { ats = true, lookAhead, shareRegisters } = options
+    const { shell, tap } = this.#ends
+    this.#options = options
+    this.#guest = guest
+    this.#machine = new Machine({
+      ...{ image: guest.image, tap, ats },
+      ...{ memoryMiB: MEMORY_MIB, processors: PROCESSORS, mac: MAC, onConsole: shell.hear },
+      ...(lookAhead && { lookAhead }),
+      ...(shareRegisters !== undefined && { shareRegisters }),
+    })
+  }
+
+  async up(): Promise<void> {
+    const { print } = this.#options
+    const { release, image } = this.#guest
+    const started = performance.now()
+    this.#machine.start()
+    await this.#ends.shell.ready(this.#machine, BOOT_SECONDS)
+    this.#bootSeconds = seconds(started)
+    print(`Linux ${release} is up after ${this.#bootSeconds} s, ${image.commandLine}`)
+    this.#pings = await connect(this.#ends)
+    const { misses } = stats(this.#machine)
+    print(`${this.#pings} of ${PINGS} pings answered, ${misses} misses so far`)
+  }
+
+  send(way: Way, plan: Plan): Promise<Direction> {
+    return send(this.#ends, way, plan, (run) => counted(this.#machine, run))
+  }
+
+  result(ways: Readonly<Record<Way, Direction>>): GuestResult {
+    const { mode, ats = true } = this.#options
+    const deviceIotlb = this.#machine.net.pci.ats?.enabled ?? false
+    const faults = stats(this.#machine).faults + this.#machine.stats().recordedFaults
+    const total = totals([ways.out, ways.in])
+    // Where all is passed through, it is for the guest: Linux 6.1 switches it on, 6.12 does not.
+    const expected = mode === 'passthrough' ? deviceIotlb : ats && mode !== 'off'
+    const pings = this.#pings
+    return {
+      ok: total.lost === 0 && pings === PINGS && faults === 0 && deviceIotlb === expected,
+      ...{ kernel: this.#guest.release, mode, deviceIotlb },
+      ...total,
+      ...{ bootSeconds: this.#bootSeconds, pings, faults, ...ways },
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#machine.close()
+    this.#ends.tap.close()
   }
 }
 
-/** After our own run, so that neither takes the processors from the other. */
+/** Both guests are up, and send by turns: the one that does not stands still. */
 async function compared(
-  own: Readonly<Record<Way, Rate>>,
+  own: OwnGuest,
   { ats = true, print }: GuestExperiment,
   { release, image, tools }: DebianGuest,
   plan: Plan,
-): Promise<Comparison> {
+): Promise<GuestResult> {
   const version = await Qemu.version(tools)
   using tap = quietTap()
   const shell = new GuestShell()
+  const ends = { shell, tap, network: NETWORKS[1] }
   await using qemu = new Qemu(tools, {
     ...{ image, tap, ats, memoryMiB: MEMORY_MIB, processors: PROCESSORS, mac: MAC },
     onConsole: shell.hear,
   })
   const started = performance.now()
-  const ways = await qemu.during(async () => {
+  return await qemu.during(async () => {
     await shell.ready(qemu, BOOT_SECONDS)
     print(`QEMU ${version}: Linux ${release} is up after ${seconds(started)} s`)
-    await connect({ shell, tap })
-    return exchange({ shell, tap }, plan, async (way, run) => {
-      const rate = await run()
-      print(rateText(way, rate))
-      return rate
-    })
+    await connect(ends)
+    const theirs = (way: Way, part: Plan): Promise<Rate> => send(ends, way, part, (run) => run())
+    const out = await byTurns('out', plan, own, theirs, print)
+    const inward = await byTurns('in', plan, own, theirs, print)
+    return {
+      ...own.result({ out: out.own, in: inward.own }),
+      peer: { name: 'QEMU', version, out: out.peer, in: inward.peer },
+      ratio: { out: out.ratio, in: inward.ratio },
+    }
   })
-  const ratio = { out: quotient(own.out, ways.out), in: quotient(own.in, ways.in) }
-  print(`frames a second in those of QEMU: out ${ratio.out}, in ${ratio.in}`)
-  return { peer: { name: 'QEMU', version, ...ways }, ratio }
 }
 
-function quotient(ours: Rate, theirs: Rate): number {
-  return Math.round((100 * ours.packetsPerSecond) / theirs.packetsPerSecond) / 100
+async function byTurns(
+  way: Way,
+  plan: Plan,
+  own: OwnGuest,
+  theirs: (way: Way, part: Plan) => Promise<Rate>,
+  print: (line: string) => void,
+) {
+  const warmUp = { ...plan, packets: WARM_UP_FRAMES }
+  await own.send(way, warmUp)
+  await theirs(way, warmUp)
+  const part = { ...plan, packets: Math.ceil(plan.packets / ROUNDS) }
+  const rounds: { readonly own: Direction; readonly peer: Rate; readonly ratio: number }[] = []
+  for (let i = 0; i < ROUNDS; i++) {
+    const round = { own: await own.send(way, part), peer: await theirs(way, part) }
+    const ratio = round.own.packetsPerSecond / round.peer.packetsPerSecond
+    rounds.push({ ...round, ratio })
+  }
+  const ours = together(rounds.map((round) => round.own))
+  const peer = sum(rounds.map((round) => round.peer))
+  const ratio = Math.round(100 * median(rounds.map((round) => round.ratio))) / 100
+  print(row(way, ours))
+  print(`${rateText(way, peer)} in QEMU; ours are ${ratio} times as many`)
+  return { own: ours, peer, ratio }
+}
+
+function median(values: readonly number[]): number {
+  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]
+}
+
+function sum(rates: readonly Rate[]): Rate {
+  const all = (of: keyof Rate): number => rates.reduce((total, one) => total + one[of], 0)
+  return rate(all('sent'), all('received'), 1000 * all('seconds'))
+}
+
+function together(directions: readonly Direction[]): Direction {
+  const all = (of: keyof Direction): number => directions.reduce((total, d) => total + d[of], 0)
+  return direction(sum(directions), {
+    misses: all('misses'),
+    updates: all('updates'),
+    invalidates: all('invalidates'),
+    exits: all('exits'),
+    served: all('served'),
+  })
+}
+
+function direction(of: Rate, costs: Omit<Direction, keyof Rate | 'exitsPer1000'>): Direction {
+  const exitsPer1000 = Math.round((1000 * costs.exits) / Math.max(of.received, 1))
+  return { ...of, ...costs, exitsPer1000 }
 }
 
 async function counted(machine: Machine, run: () => Promise<Rate>): Promise<Direction> {
-  const before = stats(machine)
-  const { exits: exitsBefore, served: servedBefore } = machine.stats()
-  const rate = await run()
-  const after = stats(machine)
-  const exits = machine.stats().exits - exitsBefore
-  return {
-    ...rate,
+  const before = costs(machine)
+  const took = await run()
+  const after = costs(machine)
+  return direction(took, {
     misses: after.misses - before.misses,
     updates: after.updates - before.updates,
     invalidates: after.invalidates - before.invalidates,
-    exits,
-    exitsPer1000: Math.round((1000 * exits) / Math.max(rate.received, 1)),
-    served: machine.stats().served - servedBefore,
-  }
+    exits: after.exits - before.exits,
+    served: after.served - before.served,
+  })
+}
+
+function costs(machine: Machine) {
+  const { exits, served, nic } = machine.stats()
+  const { misses, updates, invalidates } = nic
+  return { misses, updates, invalidates, exits, served }
 }
 
 function totals(directions: readonly Direction[]) {

@@ -14,12 +14,12 @@ import { Pktgen } from '../pktgen'
 export interface Ends {
   readonly shell: GuestShell
   readonly tap: Tap
+  /** A network of its own, where there are several guests at a time. */
+  readonly network?: (typeof NETWORKS)[number]
 }
 
 export interface Plan {
-  /** Frames each way that count, and those before them that do not. */
   readonly packets: number
-  readonly warmUp: number
   /**
    * Frames a second into the tap, above what the guest takes. What its queue has no room for is
    * dropped before it counts as sent, and costs time that the guest could use.
@@ -40,16 +40,17 @@ export interface Rate {
 /** As the guest sees it. */
 export type Way = 'out' | 'in'
 
-/**
- * Does `run`, which sends the frames of one direction that count, and says what it says and more.
- */
-export type Observe<R extends Rate> = (way: Way, run: () => Promise<Rate>) => Promise<R>
+export const WAYS: readonly Way[] = ['out', 'in']
+
+/** Does `run`, which sends the frames that count, and says what it says and more. */
+export type Observe<R extends Rate> = (run: () => Promise<Rate>) => Promise<R>
 
 /** RFC 5737: addresses for documentation, which no network uses. */
-const HOST_IP = '192.0.2.1'
-const GUEST_IP = '192.0.2.2'
+export const NETWORKS = ['192.0.2', '198.51.100'] as const
+const HOST = 1
+const GUEST = 2
 /** Of nobody: this host does not answer frames to it, not even that they can't be delivered. */
-const SINK_IP = '192.0.2.9'
+const SINK_IP = '203.0.113.9'
 /** Seconds after which a kernel asks a neighbour whether it is still there: not during this. */
 const NO_PROBE = 86_400
 export const PINGS = 5
@@ -74,12 +75,13 @@ export function quietTap(): Tap {
 }
 
 /** Gives both ends their addresses. @returns how many of `PINGS` echo requests were answered */
-export async function connect({ shell, tap }: Ends): Promise<number> {
-  setAddress(tap.name, Uint8Array.from(HOST_IP.split('.'), Number), 24)
+export async function connect({ shell, tap, network = NETWORKS[0] }: Ends): Promise<number> {
+  const host = `${network}.${HOST}`
+  setAddress(tap.name, Uint8Array.from(host.split('.'), Number), 24)
   await shell.run('echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6')
   await shell.run(`echo ${NO_PROBE} >/proc/sys/net/ipv4/neigh/eth0/delay_first_probe_time`)
-  await shell.run(`ip addr add ${GUEST_IP}/24 dev eth0; ip link set eth0 up`)
-  return ping(shell, HOST_IP, PINGS)
+  await shell.run(`ip addr add ${network}.${GUEST}/24 dev eth0; ip link set eth0 up`)
+  return ping(shell, host, PINGS)
 }
 
 /**
@@ -95,24 +97,20 @@ export async function ping(shell: GuestShell, ip: string, count: number): Promis
   return said.match(/ 1 packets received/g)?.length ?? 0
 }
 
-/** Frames out, then in. @throws Error where they stop coming */
-export async function exchange<R extends Rate>(
+/** Frames of one direction. @throws Error where they stop coming */
+export async function send<R extends Rate>(
   ends: Ends,
+  way: Way,
   plan: Plan,
   observe: Observe<R>,
-): Promise<Readonly<Record<Way, R>>> {
-  const { warmUp } = plan
-  const unseen: Observe<Rate> = (_, run) => run()
-  if (warmUp > 0) await sendOut(ends, warmUp, unseen)
-  const out = await sendOut(ends, plan.packets, observe)
-  if (warmUp > 0) await sendIn(ends, { ...plan, packets: warmUp }, unseen)
-  return { out, in: await sendIn(ends, plan, observe) }
+): Promise<R> {
+  return way === 'out' ? sendOut(ends, plan, observe) : sendIn(ends, plan, observe)
 }
 
 /** pktgen of the guest: each frame is mapped, sent and unmapped as any driver's would be. */
 async function sendOut<R extends Rate>(
   { shell, tap }: Ends,
-  packets: number,
+  { packets }: Plan,
   observe: Observe<R>,
 ): Promise<R> {
   const orders = [
@@ -129,7 +127,7 @@ async function sendOut<R extends Rate>(
   // Not what pktgen counts: the kernel has an ARP frame of its own to send now and then.
   const left = (): Promise<number> => guestStatistic(shell, 'tx_packets')
   const [before, first] = [frames(), await left()]
-  return observe('out', async () => {
+  return observe(async () => {
     const started = performance.now()
     await shell.run('echo start >pgctrl', patience(packets))
     // The driver counts a frame when it takes it back, which the last ones have to wait for.
@@ -153,7 +151,7 @@ async function sendIn<R extends Rate>(
   // What is on its way now has been counted at the tap already.
   await quietened(arrived, taken())
   const before = await arrived()
-  return observe('in', async () => {
+  return observe(async () => {
     const started = performance.now()
     const first = taken()
     {
