@@ -196,7 +196,8 @@ function hardwareVirtualisation(): boolean {
  * with nobody else at it (`qemu-arguments.ts`).
  */
 function keepVirtualisationOn(): readonly string[] {
-  const script = 'require(process.argv[1]).idleMachine(); console.log(); setInterval(() => {}, 1e9)'
+  const script =
+    'globalThis.held = require(process.argv[1]).idleMachine(); console.log(); setInterval(() => {}, 1e9)'
   return [process.execPath, '-e', script, join(packageDirectory(), 'dist/vmm/idle-machine.js')]
 }
 
