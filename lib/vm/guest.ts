@@ -22,8 +22,7 @@ export interface Job {
   /** Whether the file server may do everything to the host's files: whether root runs it. */
   readonly ownsFiles: boolean
   /**
-   * A command that runs beside the job, started before there is more than one processor, and says a
-   * line when it is ready. Empty: none.
+   * A command that runs beside the job, which waits until it has said a line. Left out: none.
    */
   readonly before?: readonly string[]
   /** Empty for an interactive shell. */
@@ -153,9 +152,6 @@ if [ -s before ]; then
   read -r line <&3 || echo 'vhost-iotlb: what was to run before the command has ended' >/dev/console
   exec 3<&-
 fi
-for processor in /sys/devices/system/cpu/cpu[1-9]*/online; do
-  [ -e "$processor" ] && echo 1 >"$processor"
-done
 if [ "$terminal" = 1 ]; then
   stty rows "$rows" cols "$columns" </dev/hvc0
   echo 'stage command' >&8

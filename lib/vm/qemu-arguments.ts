@@ -43,14 +43,6 @@ const TCG_CPU = 'Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid,-erms'
 const TCG_NESTED_CPU = 'EPYC,+svm,-sha-ni,-monitor,-misalignsse'
 
 /**
- * Where there is virtualisation: one processor until the first process brings up the others
- * (`guest.ts`), once what the kernel patches in itself for machines of KVM is patched. What QEMU 7.2
- * emulates does not always stand that on two: kernels died in `__schedule` of a breakpoint that had
- * gone already.
- */
-const ONE_PROCESSOR = 'maxcpus=1'
-
-/**
  * `no_timer_check`: Linux 6.1 hung twice on "8254 timer not connected to IO-APIC" while the host
  * was loaded. `tsc=reliable`: the emulation takes the TSC of all processors from one clock of the
  * host; a kernel that does not trust it reads the HPET instead, which is an access to a device (16
@@ -66,9 +58,8 @@ const KERNEL_ARGUMENTS = [
   'mitigations=off',
 ]
 
-export function kernelArguments(settings: Pick<QemuSettings, 'accelerator' | 'nested'>): string {
-  const one = settings.accelerator === 'tcg' && settings.nested === true
-  return [...KERNEL_ARGUMENTS, ...(one ? [ONE_PROCESSOR] : [])].join(' ')
+export function kernelArguments(): string {
+  return KERNEL_ARGUMENTS.join(' ')
 }
 
 export function qemuArguments(settings: QemuSettings): string[] {
@@ -89,14 +80,7 @@ export function qemuArguments(settings: QemuSettings): string[] {
     ...port('stdin', descriptors.stdin),
     // Last: the guest takes its presence as a sign that the others are there.
     ...port('stderr', descriptors.stderr),
-    ...[
-      '-kernel',
-      settings.kernel,
-      '-initrd',
-      settings.image,
-      '-append',
-      kernelArguments(settings),
-    ],
+    ...['-kernel', settings.kernel, '-initrd', settings.image, '-append', kernelArguments()],
   ]
 }
 

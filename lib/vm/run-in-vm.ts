@@ -191,9 +191,8 @@ function hardwareVirtualisation(): boolean {
 }
 
 /**
- * A machine that is there before there is a second processor, and as long as the VM: what Linux
- * patches in itself for the first machine, and KVM for the first processor, is then patched once,
- * with nobody else at it (`qemu-arguments.ts`).
+ * A machine that is there as long as the VM: what Linux patches in itself for the first machine, and
+ * KVM for the first processor, is then patched once, and not for each guest (`vmm/idle-machine.ts`).
  */
 function keepVirtualisationOn(): readonly string[] {
   const script =
