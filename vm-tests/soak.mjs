@@ -200,10 +200,11 @@ export async function soak(options) {
   const began = performance.now()
   const elapsed = () => (performance.now() - began) / 1000
   let next = 0
+  const sample = () => appendFileSync(out, `${JSON.stringify(soaked.sample(elapsed()))}\n`)
   const look = () => {
     if (elapsed() < next) return
     next += seconds / wanted
-    appendFileSync(out, `${JSON.stringify(soaked.sample(elapsed()))}\n`)
+    sample()
   }
   while (elapsed() < seconds || soaked.totals.answers < least) {
     const length = Math.min(seconds * 100, 1000 + soaked.random(9000))
@@ -213,6 +214,8 @@ export async function soak(options) {
       soaked.failed(error)
     }
   }
+  // A question that is lost takes longer than a short form's samples lie apart.
+  while (soaked.samples.length < wanted) sample()
   tap.close()
   const { totals, stats, byReason, injected, errors, samples } = soaked
   const counts = { ...totals, ...stats, byReason, injected, errors }
