@@ -78,3 +78,8 @@ export function succeeded(result: number, syscall: string, detail?: SystemErrorD
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error)
 }
+
+/** Anything that was thrown, for a listener of errors. */
+export function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error))
+}

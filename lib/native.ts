@@ -8,7 +8,7 @@
 import { existsSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import load from 'bindings'
-import { InvalidState } from './errors'
+import { InvalidState, messageOf } from './errors'
 
 /** An owned file descriptor. `close()` twice is a no-op; any use after it answers -EBADF. */
 export interface Descriptor {
@@ -244,7 +244,7 @@ function loadAddon(): Native {
     throw new InvalidState(
       'ERR_NO_ADDON',
       `vhost-iotlb finds no addon for ${prebuild} (${libc}). ${remedy} ` +
-        `The cause: ${error instanceof Error ? error.message : String(error)}`,
+        `The cause: ${messageOf(error)}`,
     )
   }
 }

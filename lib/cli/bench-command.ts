@@ -6,6 +6,7 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { cpus, release, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
+import { messageOf } from '../errors'
 import type { KernelLine } from '../vm/kernel'
 import { runInVm } from '../vm/run-in-vm'
 import { compared, evaluated } from './bench/figures'
@@ -91,7 +92,7 @@ function compiled(directory: string): string | undefined {
     }
     return directory
   } catch (error) {
-    console.error(`bench: ${error instanceof Error ? error.message : String(error)}`)
+    console.error(`bench: ${messageOf(error)}`)
     return undefined
   }
 }

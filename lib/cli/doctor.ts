@@ -4,6 +4,7 @@
  */
 import { accessSync, constants, existsSync, readFileSync, readdirSync } from 'node:fs'
 import { release } from 'node:os'
+import { messageOf } from '../errors'
 import { VhostDevice } from '../vhost/vhost-device'
 import { hasFeature } from '../virtio/net'
 
@@ -73,7 +74,7 @@ function vhostNet(): Finding {
     return {
       what,
       state: 'fail',
-      found: error instanceof Error ? error.message : String(error),
+      found: messageOf(error),
       remedy:
         'modprobe vhost_net; as an ordinary user also read and write permission on the node ' +
         '(Debian: group kvm). Without it, vhost-iotlb vm -- COMMAND runs in a machine that has one',

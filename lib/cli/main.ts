@@ -6,6 +6,7 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Command, Option } from 'commander'
+import { messageOf } from '../errors'
 import { ACCESSES, KERNELS, PAGE_SIZES } from './choices'
 import type { DemoOptions } from './demo-command'
 import type { L2fwdOptions } from './l2fwd-command'
@@ -208,7 +209,7 @@ addGuestCommands(program)
 addCompletionCommands(program)
 
 program.parseAsync().catch((error: unknown) => {
-  console.error(`vhost-iotlb: ${error instanceof Error ? error.message : String(error)}`)
+  console.error(`vhost-iotlb: ${messageOf(error)}`)
   if (process.env['DEBUG'] !== undefined) console.error(error)
   process.exitCode = 1
 })

@@ -3,6 +3,7 @@ import { closeSync, openSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
+import { messageOf } from '../errors'
 import { LOOK_AHEADS } from './choices'
 import type { DemoOptions } from './demo-command'
 import { replyPolicy } from './named-policy'
@@ -105,7 +106,7 @@ function policy(value: string, before: readonly string[] | undefined): readonly 
   try {
     replyPolicy(value)
   } catch (error) {
-    throw new InvalidArgumentError(error instanceof Error ? error.message : String(error))
+    throw new InvalidArgumentError(messageOf(error))
   }
   return [...(before ?? []), value]
 }

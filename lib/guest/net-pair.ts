@@ -5,7 +5,7 @@
  * receiving queue asks for the next completion, the sending queue for three quarters of what is in
  * flight, as Linux does (`virtqueue_enable_cb_delayed`).
  */
-import { InvalidState } from '../errors'
+import { InvalidState, asError } from '../errors'
 import type { DriverQueue } from '../virtio/driver-queue'
 import type { NetDevice } from '../virtio/net-device'
 import { NetReceive } from './net-receive'
@@ -191,8 +191,4 @@ export class NetPair {
     this.#open.push(pool)
     return pool
   }
-}
-
-function asError(error: unknown): Error {
-  return error instanceof Error ? error : new Error(String(error))
 }

@@ -24,7 +24,7 @@
 import type { InspectOptions } from 'node:util'
 import { LAST_PAGE, pageOf } from '../address'
 import type { AccessBits, Iova, Range } from '../address'
-import { InvalidState } from '../errors'
+import { InvalidState, asError } from '../errors'
 import { shown, summary } from '../inspect'
 import type { InvalidationSource, Notifier } from '../memory/address-space'
 import type { DmaView } from '../virtio/dma-view'
@@ -419,8 +419,4 @@ function checkPages(firstPage: number, lastPage: number): void {
   if (!(firstPage >= 0 && firstPage <= lastPage && lastPage <= LAST_PAGE)) {
     throw new RangeError(`not an inclusive range of pages: ${firstPage} to ${lastPage}`)
   }
-}
-
-function asError(error: unknown): Error {
-  return error instanceof Error ? error : new Error(String(error))
 }

@@ -8,7 +8,7 @@
 import { join, resolve } from 'node:path'
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import type { MessagePort } from 'node:worker_threads'
-import { succeeded } from '../errors'
+import { messageOf, succeeded } from '../errors'
 import type { RingOutlook } from '../iotlb/look-ahead'
 import { MessageLog } from '../iotlb/message-log'
 import { MissHandler } from '../iotlb/miss-handler'
@@ -191,7 +191,7 @@ function run(start: MissThreadStart, port: MessagePort): void {
     port.on('message', new MissThread(start, port).take)
     Atomics.store(control, WORD.stage, STAGE.ready)
   } catch (error) {
-    const message = error instanceof Error ? error.message : String(error)
+    const message = messageOf(error)
     failure.set(new TextEncoder().encode(message).subarray(0, failure.length))
     Atomics.store(control, WORD.stage, STAGE.failed)
   }

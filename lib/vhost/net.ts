@@ -8,7 +8,7 @@
  * whoever shows the device to a guest.
  */
 import type { InspectOptions } from 'node:util'
-import { InvalidState } from '../errors'
+import { InvalidState, asError } from '../errors'
 import { plain, shown, summary } from '../inspect'
 import { requesterName } from '../iommu/iommu'
 import { diagnostics, observed } from '../iotlb/diagnostics'
@@ -372,7 +372,7 @@ export class VhostNet implements NetDevice, Disposable {
   }
 
   readonly #fail = (error: unknown): void => {
-    const reason = error instanceof Error ? error : new Error(String(error))
+    const reason = asError(error)
     for (const listener of this.#failures) listener(reason)
     if (this.#failures.size > 0) return
     queueMicrotask(() => {

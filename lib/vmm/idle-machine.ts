@@ -11,7 +11,11 @@ import { MiB } from '../address'
 import { GuestMemory } from '../memory/guest-memory'
 import { Kvm } from './kvm'
 
-/** @throws SystemError where the host refuses */
+/**
+ * The caller holds what this returns for as long as the machine is to be there: what nobody holds is
+ * collected, and closed by that.
+ * @throws SystemError where the host refuses
+ */
 export function idleMachine(): Disposable {
   const memory = GuestMemory.allocate(2 * MiB)
   const held = Kvm.open(memory)

@@ -178,10 +178,15 @@ export class Kvm implements Disposable {
    * @throws SystemError EEXIST where there is memory already
    */
   addMemory(memory: GuestMemory): Disposable {
-    const hold = memory.pin(this, this.#vm)
     const [region] = memory.regions
     const slot = this.#memory.regions.length
-    this.#setRegion(slot, region, region.bytes)
+    const hold = memory.pin(this, this.#vm)
+    try {
+      this.#setRegion(slot, region, region.bytes)
+    } catch (error) {
+      hold[Symbol.dispose]()
+      throw error
+    }
     return {
       [Symbol.dispose]: () => {
         if (!this.#closed) this.#setRegion(slot, region, 0)

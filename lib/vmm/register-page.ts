@@ -59,8 +59,10 @@ export class RegisterPage implements MmioDevice, Disposable {
   /** The page, word by word, and what stood in it when it was last looked at. */
   readonly #words: Uint32Array
   readonly #known: Uint32Array
-  /** Words to look at, beside the tail: the commands last. */
+  /** Words to look at, beside the tail. */
   readonly #watched: readonly number[]
+  /** Words in the order in which the unit gets them: a tail before commands, which wait for it. */
+  readonly #order: readonly number[]
   #shared: Disposable | undefined
   #serving = false
   /** Of `served`, when the head was stored last. */
@@ -81,7 +83,9 @@ export class RegisterPage implements MmioDevice, Disposable {
     this.#words = new Uint32Array(bytes.buffer, bytes.byteOffset)
     this.#known = new Uint32Array(this.#words.length)
     const { GCMD, IQT } = REGISTER_AT
-    this.#watched = [...unit.writableWords.filter((at) => at !== GCMD && at !== IQT), GCMD]
+    const others = unit.writableWords.filter((at) => at !== GCMD && at !== IQT)
+    this.#watched = [...others, GCMD]
+    this.#order = [...others, IQT, GCMD]
   }
 
   /** Whether the guest has the page. */
@@ -213,11 +217,10 @@ export class RegisterPage implements MmioDevice, Disposable {
     this.#timer = undefined
   }
 
-  /** What the guest has changed: the tail before commands, which wait for what was submitted. */
+  /** What the guest has changed. */
   #apply(): void {
     const { unit } = this.#options
-    const { GCMD, IQT } = REGISTER_AT
-    for (const at of [...this.#watched.filter((word) => word !== GCMD), IQT, GCMD]) {
+    for (const at of this.#order) {
       const written = this.#words[at / 4]
       if (written === this.#known[at / 4]) continue
       this.#known[at / 4] = written

@@ -1,5 +1,6 @@
 /** What the bench measures, one after another in rounds: something that runs for a time. */
 import { readFileSync } from 'node:fs'
+import { messageOf } from '../../errors'
 import { SECTIONS, combined, spread } from './figures'
 import type { Missing, Row, Sample, Section } from './figures'
 
@@ -89,7 +90,7 @@ export async function interleaved(
         say(`${section}: ${name}${rounds > 1 ? `, round ${round + 1} of ${rounds}` : ''}`)
       } catch (error) {
         samples.delete(contestant)
-        const reason = error instanceof Error ? error.message : String(error)
+        const reason = messageOf(error)
         missing.push({ name: `${section}: ${name}`, reason })
         say(`${section}: ${name} is not measured: ${reason}`)
       }

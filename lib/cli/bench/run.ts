@@ -1,4 +1,5 @@
 /** All of the bench, in its order: first what needs vhost-net, then what does not. */
+import { messageOf } from '../../errors'
 import { heapContestants, memoryContestants, walkContestants } from './alone'
 import { interleaved } from './contestant'
 import type { Contestant, Effort, Measured } from './contestant'
@@ -138,7 +139,7 @@ async function hits(effort: Extent, say: (line: string) => void): Promise<Measur
       if (size === '1G') rows.push({ section: 'heap', name: 'forwarding', figures: heap })
       say(`hits: ${name}`)
     } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error)
+      const reason = messageOf(error)
       missing.push({ name: `hits: ${name}`, reason })
     }
   }

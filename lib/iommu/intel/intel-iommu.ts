@@ -252,7 +252,6 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
     this.#spaces.everything('context')
   }
 
-  /** QEMU looks at one bit, and only where scalable mode is on. */
   [shown](depth: number, options: InspectOptions): string {
     const fields = {
       translation: (this.#status & TE.mask()) !== 0 ? 'on' : 'off',
@@ -262,6 +261,7 @@ export class IntelIommu extends EventEmitter<IntelIommuEvents> implements Iommu,
     return summary('IntelIommu', fields, depth, options)
   }
 
+  /** QEMU looks at one bit, and only where scalable mode is on. */
   #tableMode(mode: number): number {
     if (this.capabilities.qemu) return this.capabilities.scalable ? mode & 1 : TABLE_MODE.legacy
     return mode === TABLE_MODE.scalable && !this.capabilities.scalable ? UNSUPPORTED_MODE : mode

@@ -5,6 +5,7 @@
  * tells about any kernel, and about the fake. Where kernels differ and both are documented, the
  * difference is an outcome of its own; it is shown, and no failure.
  */
+import { messageOf } from '../../errors'
 import type { BareDevice } from './bare-device'
 import { Bench } from './bench'
 import type { BenchOptions } from './bench'
@@ -57,7 +58,7 @@ export function examined(one: Case, openDevice: OpenDevice): Finding {
       return bench
     })
   } catch (error) {
-    seen = error instanceof Error ? error.message : String(error)
+    seen = messageOf(error)
   } finally {
     for (const bench of opened.splice(0)) bench[Symbol.dispose]()
   }
