@@ -8,6 +8,7 @@
           {
             "sources": [
               "native/addon.cc",
+              "native/affinity.cc",
               "native/arguments.cc",
               "native/descriptor.cc",
               "native/environment.cc",

@@ -50,6 +50,8 @@ export interface Poller {
 export interface VcpuThread {
   /** `struct kvm_run` (linux/kvm.h) and the pages after it; detached by `close()`. */
   readonly run: ArrayBuffer
+  /** What `affinity` calls it; -EBADF once closed. */
+  readonly threadId: number
   /**
    * Enters the guest; a no-op while it is there. Each time, the listener is called once.
    *
@@ -203,6 +205,14 @@ export interface Native {
     value: number,
     microseconds: number,
   ): boolean
+  /**
+   * sched_setaffinity(2), where processors are given, and sched_getaffinity(2).
+   * @param threadId a thread of this process, 0 for the calling one; -ESRCH for any other
+   * @returns the processors on which it may run now
+   */
+  affinity(threadId: number, processors?: readonly number[]): number[] | number
+  /** sched_getcpu(3) */
+  currentProcessor(): number
   /** setns(2): moves the calling thread only, to the namespace that the descriptor names. */
   setns(descriptor: Descriptor, type: number): number
 }

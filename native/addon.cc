@@ -1,6 +1,7 @@
 // The table of what JavaScript sees; `lib/native.ts` is its contract.
 #include <napi.h>
 
+#include "affinity.h"
 #include "descriptor.h"
 #include "environment.h"
 #include "ioctl.h"
@@ -44,6 +45,8 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   Export<MappingView::MapMemory>(exports, "mapMemory");
   Export<MappingView::OpenMapping>(exports, "openMapping");
   Export<Poller::Poll>(exports, "poll");
+  Export<Affinity>(exports, "affinity");
+  Export<CurrentProcessor>(exports, "currentProcessor");
   Export<AwaitChange>(exports, "awaitChange");
   Export<Vcpu::Create>(exports, "vcpu");
   return exports;

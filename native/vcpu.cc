@@ -295,6 +295,7 @@ void VcpuThread::DestroyContext() {
 Napi::Function Vcpu::Define(Napi::Env env) {
   return DefineClass(env, "Vcpu",
                      {InstanceAccessor<&Vcpu::Run>("run"),
+                      InstanceAccessor<&Vcpu::ThreadId>("threadId"),
                       InstanceMethod<&Vcpu::ResumeMethod>("resume"),
                       InstanceMethod<&Vcpu::InterruptMethod>("interrupt"),
                       InstanceMethod<&Vcpu::CloseMethod>("close")});
@@ -336,6 +337,10 @@ void Vcpu::Forget() {
 
 Napi::Value Vcpu::Run(const Napi::CallbackInfo&) {
   return run_.Value();
+}
+
+Napi::Value Vcpu::ThreadId(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), thread_ == nullptr ? -EBADF : thread_->thread_id());
 }
 
 void Vcpu::ResumeMethod(const Napi::CallbackInfo& info) {

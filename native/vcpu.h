@@ -57,6 +57,7 @@ class VcpuThread {
   void Close();
   void SetOwner(Vcpu* owner) { owner_ = owner; }
   const std::shared_ptr<RunArea>& area() const { return area_; }
+  int thread_id() const { return thread_id_; }
 
  private:
   VcpuThread(Napi::Env env, std::shared_ptr<DescriptorState> descriptor,
@@ -138,6 +139,7 @@ class Vcpu : public TaggedWrap<Vcpu> {
 
  private:
   Napi::Value Run(const Napi::CallbackInfo& info);
+  Napi::Value ThreadId(const Napi::CallbackInfo& info);
   void ResumeMethod(const Napi::CallbackInfo& info);
   void InterruptMethod(const Napi::CallbackInfo& info);
   void CloseMethod(const Napi::CallbackInfo& info);

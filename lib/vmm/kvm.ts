@@ -315,3 +315,47 @@ function made<T extends object>(
     ...(hint === undefined ? {} : { hint }),
   })
 }
+
+/**
+ * Keeps threads off the processor of the one that calls, until it is disposed: for guests that wait
+ * for this process without an exit. They turn in a loop, as software does that waits for hardware,
+ * which no scheduler can see; on one processor with who is waited for, a guest turns for its whole
+ * slice, some milliseconds, for what takes some hundredths of one.
+ *
+ * The calling thread is left where it is and may be moved: what it starts would inherit its place.
+ */
+export class Apart implements Disposable {
+  readonly #threads: readonly Pick<VcpuThread, 'threadId'>[]
+  /** Where each of them may run otherwise; nowhere, where the host does not tell. */
+  readonly #places: readonly (readonly number[])[]
+  #here = -1
+
+  constructor(threads: readonly Pick<VcpuThread, 'threadId'>[]) {
+    this.#threads = threads
+    this.#places = threads.map(({ threadId }) => {
+      const places = native().affinity(threadId)
+      return typeof places === 'number' ? [] : places
+    })
+    this.follow()
+  }
+
+  /** To be called now and then: the host may have moved the calling thread. */
+  follow(): void {
+    const here = native().currentProcessor()
+    if (here === this.#here) return
+    this.#here = here
+    this.#place((places) => places.filter((processor) => processor !== here))
+  }
+
+  [Symbol.dispose](): void {
+    this.#place((places) => places)
+  }
+
+  /** Who has nowhere else to go stays, and so does who has ended or whom the host refuses to move. */
+  #place(where: (places: readonly number[]) => readonly number[]): void {
+    for (const [i, { threadId }] of this.#threads.entries()) {
+      const processors = where(this.#places[i])
+      if (processors.length > 0) native().affinity(threadId, processors)
+    }
+  }
+}

@@ -15,7 +15,7 @@ import { GuestMemory } from '../memory/guest-memory'
 import type { VhostNetOptions, VhostNetStats } from '../vhost/net'
 import type { Tap } from '../vhost/tap'
 import { Bus } from './bus'
-import { Kvm } from './kvm'
+import { Apart, Kvm } from './kvm'
 import {
   DELAY_PORT,
   ECAM,
@@ -240,7 +240,19 @@ export class Machine implements Disposable {
       this.#page = new RegisterPage({
         unit,
         base: REMAPPING_BASE,
-        map: (page) => kvm.addMemory(page),
+        map: (page) => {
+          const shared = kvm.addMemory(page)
+          const apart = new Apart(this.#vcpus.map(({ thread }) => thread))
+          return {
+            follow: () => {
+              apart.follow()
+            },
+            [Symbol.dispose]: () => {
+              apart[Symbol.dispose]()
+              shared[Symbol.dispose]()
+            },
+          }
+        },
         onError: (error) => {
           this.#stop({ how: 'failed', reason: messageOf(error) })
         },

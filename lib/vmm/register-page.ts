@@ -24,12 +24,18 @@ export type SharedUnit = Pick<
   'steady' | 'writableWords' | 'registerBytes' | 'read' | 'readWord' | 'write' | 'writeWord'
 >
 
+/** The page, as long as the guest has it. */
+export interface Lease extends Disposable {
+  /** Called now and then by the thread that serves the page. */
+  follow?(): void
+}
+
 export interface RegisterPageOptions {
   readonly unit: SharedUnit
   /** Guest-physical address of the registers. */
   readonly base: number
   /** Gives the guest the page until it is disposed; it does not reach it any more when that returns. */
-  readonly map: (page: GuestMemory) => Disposable
+  readonly map: (page: GuestMemory) => Lease
   /** Takes what the unit throws while no exit waits for it. */
   readonly onError: (error: unknown) => void
   /** Milliseconds of a clock that never goes back; `performance.now` if left out. */
@@ -63,7 +69,7 @@ export class RegisterPage implements MmioDevice, Disposable {
   readonly #watched: readonly number[]
   /** Words in the order in which the unit gets them: a tail before commands, which wait for it. */
   readonly #order: readonly number[]
-  #shared: Disposable | undefined
+  #shared: Lease | undefined
   #serving = false
   /** Of `served`, when the head was stored last. */
   #shown = 0
@@ -153,6 +159,7 @@ export class RegisterPage implements MmioDevice, Disposable {
   readonly #turn = (): void => {
     this.#timer = undefined
     try {
+      this.#shared?.follow?.()
       this.#look()
     } catch (error) {
       this.takeBack()

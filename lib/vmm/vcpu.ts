@@ -31,7 +31,8 @@ export interface VcpuOptions {
 export class Vcpu {
   /** Exits that came here. */
   exits = 0
-  readonly #thread: VcpuThread
+  /** Of it alone. */
+  readonly thread: VcpuThread
   readonly #options: VcpuOptions
   readonly #view: DataView
   readonly #bytes: Uint8Array
@@ -41,22 +42,22 @@ export class Vcpu {
 
   constructor(kvm: KvmVcpu, options: VcpuOptions) {
     this.#options = options
-    this.#thread = kvm.start((result) => {
+    this.thread = kvm.start((result) => {
       this.#exit(result)
     })
-    this.#view = new DataView(this.#thread.run)
-    this.#bytes = new Uint8Array(this.#thread.run)
-    this.#data = new BigUint64Array(this.#thread.run, KVM_RUN_AT.mmioData, 1)
+    this.#view = new DataView(this.thread.run)
+    this.#bytes = new Uint8Array(this.thread.run)
+    this.#data = new BigUint64Array(this.thread.run, KVM_RUN_AT.mmioData, 1)
   }
 
   start(): void {
-    this.#thread.resume(this.#options.onLoop())
+    this.thread.resume(this.#options.onLoop())
   }
 
   /** The thread has ended when it returns. */
   close(): void {
     this.#stopped = true
-    this.#thread.close()
+    this.thread.close()
   }
 
   /** What a device throws is the host's refusal, never the guest's doing: it cannot go on. */
@@ -70,7 +71,7 @@ export class Vcpu {
       const reason = messageOf(cause)
       this.#stop({ how: 'failed', reason })
     }
-    if (!this.#stopped) this.#thread.resume(this.#options.onLoop())
+    if (!this.#stopped) this.thread.resume(this.#options.onLoop())
   }
 
   #handle(reason: number): void {

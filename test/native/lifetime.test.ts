@@ -54,7 +54,7 @@ it(`${RUNS} arbitrary calls of each export return or throw an Error`, async () =
   const { status, signal, output, errors } = await run('fuzz.mjs', [`${RUNS}`, `${SEED}`], { cwd })
   expect({ status, signal, errors }).toEqual({ status: 0, signal: null, errors: '' })
   const tally = JSON.parse(output) as Record<string, Record<string, number>>
-  expect(Object.keys(tally)).toHaveLength(19)
+  expect(Object.keys(tally)).toHaveLength(21)
   for (const [name, outcomes] of Object.entries(tally)) {
     const known = ['TypeError', 'RangeError', 'Error', 'number', 'boolean', 'object', 'function']
     expect(known, `${name}: ${JSON.stringify(outcomes)}`).toEqual(

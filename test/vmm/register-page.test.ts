@@ -16,6 +16,8 @@ const status = (data: number) => [(BigInt(data) << 32n) | 0x25n, BigInt(AT.statu
 class SharingGuest extends Guest {
   memoryOfPage: GuestMemory | undefined
   maps = 0
+  /** Who has the page was told that it is served, and had it then. */
+  followed: boolean | undefined
   /** Milliseconds that the clock is ahead. */
   time = 0
   /** The clock stands still, so that nothing ends for lack of tails. */
@@ -28,7 +30,10 @@ class SharingGuest extends Guest {
     map: (page) => {
       this.maps++
       this.memoryOfPage = page
-      return { [Symbol.dispose]: () => (this.memoryOfPage = undefined) }
+      return {
+        follow: () => (this.followed = this.memoryOfPage !== undefined),
+        [Symbol.dispose]: () => (this.memoryOfPage = undefined),
+      }
     },
     onError: (error) => this.errors.push(error),
     now: () => this.frozen ?? performance.now() + this.time,
@@ -127,6 +132,7 @@ describe('a guest that is busy with the queue', () => {
     expect([one.page.served, heard.length]).toEqual([300, 300])
     expect(one.head).toBe(one.tail)
     expect(one.head).toBe(one.iommu.readWord(REG.IQH) / 16)
+    expect(one.followed).toBe(true)
   })
 
   it('gives the page back when no tail comes any more', async () => {

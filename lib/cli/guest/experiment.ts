@@ -83,7 +83,7 @@ const PROCESSORS = 1
 const MAC = '02:00:00:00:00:02'
 /** Above what the guest takes. */
 const IN_RATE: Readonly<Record<GuestMode, number>> = {
-  strict: 4000,
+  strict: 5000,
   lazy: 10_000,
   passthrough: 20_000,
   off: 20_000,

@@ -149,12 +149,17 @@ const fitting = fc.oneof(
 
 // The shape that a call should have, each place of it sometimes filled with anything else.
 const shaped = {
+  affinity: [
+    likely(fc.constantFrom(0, 1, vcpu.threadId)),
+    optional(likely(fc.constantFrom([0], [0, 1], [], [1023]))),
+  ],
   awaitChange: [
     likely(buffers),
     likely(fc.nat(80).map((n) => n * 4)),
     likely(fc.nat(1)),
     likely(fc.nat(20)),
   ],
+  currentProcessor: [],
   // A number that is open belongs to Node or to the test: taking it over is the caller's word.
   adopt: [
     fc.oneof(
