@@ -63,12 +63,25 @@ export class GuestShell {
   #commands = 0
   #from = 0
   #heard: ((character: string) => void) | undefined
+  #ended: string | undefined
+  #giveUp: () => void = () => undefined
 
   /** Each byte that the guest has said, such as by `MachineOptions.onConsole`. */
   readonly hear = (byte: number): void => {
     const character = String.fromCharCode(byte)
     this.said += character
     this.#heard?.(character)
+  }
+
+  /** Nobody answers any more: who waits is told why at once, and so is who asks from now on. */
+  end(reason: string): void {
+    this.#ended ??= reason
+    this.#giveUp()
+  }
+
+  /** @throws Error where the guest has ended */
+  check(): void {
+    if (this.#ended !== undefined) throw this.#error(this.#ended)
   }
 
   /** Waits for the guest to take commands. @throws Error with what it said, where it does not */
@@ -96,25 +109,32 @@ export class GuestShell {
    */
   async #until(text: string, seconds: number, what: string): Promise<string> {
     const at = await this.#found(text, seconds)
-    if (at < 0) {
-      throw new Error(`no end of '${what}' in ${seconds} s; the guest said:\n${this.said}`)
-    }
+    if (at < 0) throw this.#error(this.#ended ?? `no end of '${what}' in ${seconds} s`)
     const before = this.said.slice(this.#from, at)
     this.#from = at + text.length
     return before.replaceAll('\r', '')
   }
 
+  #error(reason: string): Error {
+    return new Error(`${reason}; the guest said:\n${this.said}`)
+  }
+
   /** Where the text is, or will be; -1 where it does not come. */
   #found(text: string, seconds: number): Promise<number> {
+    if (this.#ended !== undefined) return Promise.resolve(-1)
     const at = this.said.indexOf(text, this.#from)
     if (at >= 0) return Promise.resolve(at)
     return new Promise((resolve) => {
       const end = (found: number): void => {
         clearTimeout(timer)
         this.#heard = undefined
+        this.#giveUp = () => undefined
         resolve(found)
       }
       const timer = setTimeout(end, seconds * 1000, -1)
+      this.#giveUp = () => {
+        end(-1)
+      }
       const last = text.at(-1)
       this.#heard = (character) => {
         if (character === last && this.said.endsWith(text)) end(this.said.length - text.length)

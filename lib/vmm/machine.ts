@@ -73,7 +73,7 @@ export interface MachineOptions extends Pick<VhostNetOptions, 'lookAhead' | 'rep
 }
 
 export type Ending =
-  | { readonly how: 'power-off' | 'reset' | 'closed' }
+  | { readonly how: 'power-off' | 'reset' | 'triple-fault' | 'closed' }
   | { readonly how: 'failed'; readonly reason: string }
 
 export interface MachineStats {
@@ -99,7 +99,7 @@ export class Machine implements Disposable {
   readonly memory: GuestMemory
   readonly iommu: IntelIommu | undefined
   readonly net: NetFunction
-  /** Settled when the guest has powered off, or cannot go on. */
+  /** Settled when the guest has powered off, or cannot go on; by a reset where that is an end. */
   readonly ended: Promise<Ending>
   readonly #options: MachineOptions
   readonly #processors: number
@@ -287,13 +287,13 @@ export class Machine implements Disposable {
       return
     }
     this.#tripleFaults++
-    this.#reset()
+    this.#reset('triple-fault')
   }
 
   /** Not inside the exit that asks for it. */
-  #reset(): void {
+  #reset(how: 'reset' | 'triple-fault' = 'reset'): void {
     if (this.#options.onReset === 'end') {
-      this.#stop({ how: 'reset' })
+      this.#stop({ how })
       return
     }
     if (this.#resetting) return

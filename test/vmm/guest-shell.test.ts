@@ -59,4 +59,17 @@ describe('the other end of a guest', () => {
     say('Kernel panic')
     await expect(shell.ready(port, 0.05)).rejects.toThrow(/no end of 'boot'.*\n?.*Kernel panic/)
   })
+
+  it('throws at once where the guest ends, now and from then on', async () => {
+    const { shell, port, say } = conversation(() => '')
+    say('booting')
+    const ready = shell.ready(port, 60)
+    shell.end('it was closed')
+    shell.end('and again')
+    await expect(ready).rejects.toThrow(/^it was closed; the guest said:\nbooting$/)
+    await expect(shell.run('ls')).rejects.toThrow(/^it was closed;/)
+    expect(() => {
+      shell.check()
+    }).toThrow(/^it was closed;/)
+  })
 })

@@ -19,7 +19,8 @@ import type { MachineOptions } from '../../vmm/machine'
 import type { VhostNetStats } from '../../vhost/net'
 import type { GUEST_PAGES } from '../choices'
 import { Pktgen } from '../pktgen'
-import { quietTap, seconds, statistic } from './traffic'
+import { endWith, quietTap, seconds, statistic } from './traffic'
+import type { Ends } from './traffic'
 
 export type GuestPages = (typeof GUEST_PAGES)[number]
 
@@ -112,7 +113,9 @@ export async function dpdkExperiment(options: DpdkExperiment): Promise<DpdkResul
   using machine = new Machine({
     ...{ image, tap, memoryMiB, onConsole: shell.hear },
     ...policy,
+    onReset: 'end',
   })
+  endWith(machine, shell)
   const started = performance.now()
   machine.start()
   await shell.ready(machine, BOOT_SECONDS)
@@ -121,7 +124,7 @@ export async function dpdkExperiment(options: DpdkExperiment): Promise<DpdkResul
   await startTestpmd(shell, program.command, pages)
   print(`testpmd forwards after ${seconds(started)} s`)
 
-  const from = { machine, tap }
+  const from = { machine, shell, tap }
   const zero = { at: started, frames: 0, stats: NOTHING }
   const [warmUp, steady] = await withTraffic(tap, async () => {
     const warm = await forwarded(from, 0, WARM_UP_FRAMES)
@@ -178,7 +181,7 @@ async function withTraffic<T>(tap: Tap, run: () => Promise<T>): Promise<T> {
 
 /** Until so many more frames have come back from the guest. @throws Error where they do not come */
 async function forwarded(
-  { machine, tap }: { readonly machine: Machine; readonly tap: Tap },
+  { machine, shell, tap }: Ends & { readonly machine: Machine },
   since: number,
   wanted: number,
 ): Promise<Moment> {
@@ -186,6 +189,7 @@ async function forwarded(
   for (;;) {
     const frames = statistic(tap, 'rx_packets')
     const { nic } = machine.stats()
+    shell.check()
     if (frames - since >= wanted) return { at: performance.now(), frames, stats: nic }
     if (performance.now() > deadline) {
       throw new Error(`the guest has forwarded ${frames - since} of ${wanted} frames`)

@@ -15,7 +15,17 @@ import { Machine } from '../../vmm/machine'
 import type { MachineOptions } from '../../vmm/machine'
 import type { PEERS } from '../choices'
 import { Qemu } from './qemu'
-import { NETWORKS, PINGS, connect, quietTap, rate, rateText, seconds, send } from './traffic'
+import {
+  NETWORKS,
+  PINGS,
+  connect,
+  endWith,
+  quietTap,
+  rate,
+  rateText,
+  seconds,
+  send,
+} from './traffic'
 import type { Plan, Rate, Way } from './traffic'
 
 export interface GuestExperiment extends Pick<
@@ -130,7 +140,9 @@ class OwnGuest implements Disposable {
       ...{ memoryMiB: MEMORY_MIB, processors: PROCESSORS, mac: MAC, onConsole: shell.hear },
       ...(lookAhead && { lookAhead }),
       ...(shareRegisters !== undefined && { shareRegisters }),
+      onReset: 'end',
     })
+    endWith(this.#machine, shell)
   }
 
   async up(): Promise<void> {
@@ -186,21 +198,22 @@ async function compared(
   await using qemu = new Qemu(tools, {
     ...{ image, tap, ats, memoryMiB: MEMORY_MIB, processors: PROCESSORS, mac: MAC },
     onConsole: shell.hear,
+    onEnd: (said) => {
+      shell.end(`QEMU ended, as it does when its guest resets: ${said}`)
+    },
   })
   const started = performance.now()
-  return await qemu.during(async () => {
-    await shell.ready(qemu, BOOT_SECONDS)
-    print(`QEMU ${version}: Linux ${release} is up after ${seconds(started)} s`)
-    await connect(ends)
-    const theirs = (way: Way, part: Plan): Promise<Rate> => send(ends, way, part, (run) => run())
-    const out = await byTurns('out', plan, own, theirs, print)
-    const inward = await byTurns('in', plan, own, theirs, print)
-    return {
-      ...own.result({ out: out.own, in: inward.own }),
-      peer: { name: 'QEMU', version, out: out.peer, in: inward.peer },
-      ratio: { out: out.ratio, in: inward.ratio },
-    }
-  })
+  await shell.ready(qemu, BOOT_SECONDS)
+  print(`QEMU ${version}: Linux ${release} is up after ${seconds(started)} s`)
+  await connect(ends)
+  const theirs = (way: Way, part: Plan): Promise<Rate> => send(ends, way, part, (run) => run())
+  const out = await byTurns('out', plan, own, theirs, print)
+  const inward = await byTurns('in', plan, own, theirs, print)
+  return {
+    ...own.result({ out: out.own, in: inward.own }),
+    peer: { name: 'QEMU', version, out: out.peer, in: inward.peer },
+    ratio: { out: out.ratio, in: inward.ratio },
+  }
 }
 
 async function byTurns(

@@ -28,6 +28,8 @@ export interface QemuGuest {
   /** The network card's address. */
   readonly mac: string
   readonly onConsole: (byte: number) => void
+  /** It has ended, on its own or by `[Symbol.asyncDispose]`. @param said its last words */
+  readonly onEnd: (said: string) => void
 }
 
 /** The number of the first descriptor that a process inherits beside the standard ones. */
@@ -35,7 +37,7 @@ const TAP_FD = 3
 
 /** As `-machine` and the rest of it are to be, for a kernel and an initramfs in these files. */
 export function qemuGuestArguments(
-  { image, memoryMiB, processors, ats, mac }: Omit<QemuGuest, 'tap' | 'onConsole'>,
+  { image, memoryMiB, processors, ats, mac }: Omit<QemuGuest, 'tap' | 'onConsole' | 'onEnd'>,
   files: { readonly kernel: string; readonly initrd: string },
 ): string[] {
   const onOff = ats ? 'on' : 'off'
@@ -100,6 +102,9 @@ export class Qemu implements SerialPort, AsyncDisposable {
         resolve()
       })
     })
+    void this.#closed.then(() => {
+      guest.onEnd(lastLines(this.#said))
+    })
   }
 
   /** @throws VmError where it does not run */
@@ -110,14 +115,6 @@ export class Qemu implements SerialPort, AsyncDisposable {
 
   type(bytes: Uint8Array): void {
     this.#process.stdin.write(bytes)
-  }
-
-  /** What `run` gives, while QEMU lives. @throws Error with what QEMU said, where it ends before */
-  async during<T>(run: () => Promise<T>): Promise<T> {
-    const end = this.#closed.then(() => {
-      throw new Error(`QEMU ended; it said:\n${lastLines(this.#said)}`)
-    })
-    return Promise.race([run(), end])
   }
 
   /** Ends it where it is; the tap is free then. */

@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { setAddress } from '../../vhost/interface'
 import { Tap } from '../../vhost/tap'
 import type { GuestShell } from '../../vmm/guest-shell'
+import type { Machine } from '../../vmm/machine'
 import { Pktgen } from '../pktgen'
 
 /** Both ends of the wire. */
@@ -72,6 +73,13 @@ export function quietTap(): Tap {
   writeFileSync(`/proc/sys/net/ipv4/neigh/${tap.name}/delay_first_probe_time`, String(NO_PROBE))
   tap.up = true
   return tap
+}
+
+/** Has whoever waits for the guest told that its machine has ended. */
+export function endWith(machine: Machine, shell: GuestShell): void {
+  void machine.ended.then((ending) => {
+    shell.end(ending.how === 'failed' ? ending.reason : `the guest has ended: ${ending.how}`)
+  })
 }
 
 /** Gives both ends their addresses. @returns how many of `PINGS` echo requests were answered */
@@ -160,6 +168,7 @@ async function sendIn<R extends Rate>(
       generator.start()
       const deadline = performance.now() + 1000 * patience(packets)
       while (taken() - first < packets) {
+        shell.check()
         if (performance.now() > deadline) throw new Error('the tap takes no frames any more')
         await sleep(TURN_MS)
       }
