@@ -45,8 +45,12 @@ export interface RegisterPageOptions {
 /** So many new tails in so many milliseconds are a busy guest. */
 const BUSY_TAILS = 8
 const BUSY_MS = 100
-/** Milliseconds without a new tail: after the first, it is looked at by a timer, then no more. */
-const SPIN_MS = 1
+/**
+ * Milliseconds without a new tail: after the first, it is looked at by a timer, then no more. A guest
+ * that waits for a timer with each tail would be as slow as that for ever, so one that a loaded host
+ * runs in turns must not come to it.
+ */
+const SPIN_MS = 10
 const IDLE_MS = 100
 /** Milliseconds for which exits stay, once something else than a tail has ended the sharing. */
 const PAUSE_MS = 500
