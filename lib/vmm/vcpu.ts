@@ -31,7 +31,7 @@ export interface VcpuOptions {
 export class Vcpu {
   /** Exits that came here. */
   exits = 0
-  /** Of it alone. */
+  /** Of this processor; idle while it runs on the event loop. */
   readonly thread: VcpuThread
   readonly #options: VcpuOptions
   readonly #view: DataView
