@@ -69,9 +69,10 @@ class Soak {
 
   /**
    * One device, from its opening to its close, with whatever was drawn for it.
+   * @param length milliseconds of questions; one at least is asked
    * @param look is called between questions
    */
-  async episode(until, look) {
+  async episode(length, look) {
     const { exact, merged } = this.#library
     const mapping = this.#pick(MAPPINGS)
     const channels = []
@@ -94,9 +95,10 @@ class Soak {
     this.#stack = stack
     stack.nic.onFailure((error) => this.failed(error))
     if (withFaults) Object.assign(chances, MISHAPS)
+    // A Worker may take longer to open it than a short form's episode lasts.
+    const until = performance.now() + length
     try {
-      while (performance.now() < until) {
-        look()
+      do {
         await this.#disturb(stack, chances)
         const took = await stack.ask(3000)
         if (took < 0) this.totals.lost++
@@ -104,7 +106,8 @@ class Soak {
           this.totals.answers++
           this.#latencies.push(took)
         }
-      }
+        look()
+      } while (performance.now() < until)
     } finally {
       this.#count(stack.nic.stats(), channels)
       this.#stack = undefined
@@ -173,7 +176,7 @@ const median = (values) => values.toSorted((a, b) => a - b).at(values.length >>>
 function drift(samples) {
   const quarter = Math.max(1, Math.floor(samples.length / 4))
   const parts = { early: samples.slice(quarter, 2 * quarter), late: samples.slice(-quarter) }
-  const keys = ['rss', 'heapUsed', 'external', 'slab', 'descriptors', 'threads', 'mappings', 'p50']
+  const keys = ['rss', 'heapUsed', 'external', 'slab', 'p50']
   return Object.fromEntries(
     keys.map((key) => [
       key,
@@ -184,6 +187,19 @@ function drift(samples) {
       ),
     ]),
   )
+}
+
+/** Counts with no device open; waits for those that are above, as a Worker takes a while to end. */
+async function atRest(above = { descriptors: 0, threads: 0, mappings: 0 }) {
+  const deadline = performance.now() + (above.threads === 0 ? 0 : 5000)
+  for (;;) {
+    // Memory goes with the next turn, and the kernel lets go of a closed device a grace period later.
+    await pause(50)
+    const { descriptors, threads, mappings } = holdings()
+    const counts = { descriptors, threads, mappings }
+    const settled = Object.keys(counts).every((key) => counts[key] <= above[key])
+    if (settled || performance.now() > deadline) return counts
+  }
 }
 
 /**
@@ -197,6 +213,7 @@ export async function soak(options) {
   const tap = library.Tap.open('soak0', { up: false })
   address(tap.name, HOST)
   const soaked = new Soak(library, tap, seed)
+  const before = await atRest()
   const began = performance.now()
   const elapsed = () => (performance.now() - began) / 1000
   let next = 0
@@ -209,17 +226,18 @@ export async function soak(options) {
   while (elapsed() < seconds || soaked.totals.answers < least) {
     const length = Math.min(seconds * 100, 1000 + soaked.random(9000))
     try {
-      await soaked.episode(performance.now() + length, look)
+      await soaked.episode(length, look)
     } catch (error) {
       soaked.failed(error)
     }
   }
-  // A question that is lost takes longer than a short form's samples lie apart.
+  const after = await atRest(before)
+  // A question that is lost, and an opening, may take longer than a short form's samples lie apart.
   while (soaked.samples.length < wanted) sample()
   tap.close()
   const { totals, stats, byReason, injected, errors, samples } = soaked
   const counts = { ...totals, ...stats, byReason, injected, errors }
-  return { seconds: elapsed(), seed, ...counts, drift: drift(samples) }
+  return { seconds: elapsed(), seed, ...counts, rest: { before, after }, drift: drift(samples) }
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
